@@ -1,0 +1,37 @@
+"""Query images by text: CLIP vectors of images and texts, for the tools people already use."""
+
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._pipeline import ImageStream
+from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
+from clip_embed.errors import (
+    ClipEmbedError,
+    ImageBatchError,
+    ImageError,
+    MissingExtra,
+    ModelError,
+    ModelForked,
+    ModelNotFound,
+    ModelUnsupported,
+    SpaceMismatch,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClipEmbedError",
+    "ClipEmbedder",
+    "EmbeddedBatch",
+    "ImageBatchError",
+    "ImageError",
+    "ImageFailure",
+    "ImagePolicy",
+    "ImageSpec",
+    "ImageStream",
+    "MissingExtra",
+    "Model",
+    "ModelError",
+    "ModelForked",
+    "ModelNotFound",
+    "ModelUnsupported",
+    "SpaceMismatch",
+]

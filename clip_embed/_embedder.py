@@ -1,0 +1,315 @@
+"""`ClipEmbedder`: images and texts in, unit vectors of one space out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clip_embed._cache import MemoryCache
+from clip_embed._device import resolve_device
+from clip_embed._images import ImageInput, decode, describe, read_encoded, to_pixels
+from clip_embed._models import DEFAULT_MODEL, check_model, open_model
+from clip_embed._pipeline import ImageStream, Prepared
+from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
+from clip_embed._vectors import has_direction, unit_rows
+from clip_embed.errors import ImageBatchError, ImageError, ModelError, ModelForked, SpaceMismatch
+
+Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
+
+_BATCH_SIZE = {"cpu": 16}
+_BATCH_SIZE_ACCELERATOR = 128
+
+
+class ClipEmbedder:
+    """Computes vectors of images and texts in one space, in which cosine similarity compares them.
+
+    >>> from clip_embed import ClipEmbedder
+    >>> clip = ClipEmbedder("offline")
+    >>> images = clip.embed_images(["car.jpg", "cat.jpg"])   # float32 (2, d)
+    >>> texts = clip.embed_texts(["a red car"])              # float32 (1, d)
+    >>> clip.scores(images, texts)                           # float32 (2, 1)
+
+    `model` is a hub name, a local CLIP folder, "offline", or an object with the `Model` protocol.
+    `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "auto",
+    "exact" or "fp32": all three compute in float32 with the reference preprocessing.
+    `batch_size` is the number of images per forward pass and `workers` the number of decode
+    threads; "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
+    content in at most 256 MiB; None keeps nothing.
+
+    The constructor is cheap: weights load on first use or in `load()`. One embedder may be
+    shared by threads. Raises ModelNotFound, ModelUnsupported or MissingExtra where the model is
+    not to be had: no other model is ever taken in its place.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        precision: Literal["auto", "exact", "fp32"] = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        workers: int | Literal["auto"] = "auto",
+        policy: ImagePolicy | None = None,
+        cache: Literal["memory"] | None = "memory",
+    ) -> None:
+        if precision not in ("auto", "exact", "fp32"):
+            raise ValueError(f"precision must be 'auto', 'exact' or 'fp32', not {precision!r}")
+        if cache not in ("memory", None):
+            raise ValueError(f"cache must be 'memory' or None, not {cache!r}")
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value != "auto" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be 'auto' or a whole number from 1, not {value!r}")
+        check_model(model)
+        self._source = model
+        self._device = device
+        self._precision = "exact" if precision == "exact" else "fp32"
+        self._batch_size: int | Literal["auto"] = batch_size
+        self._workers: int | Literal["auto"] = workers
+        self._policy = policy or ImagePolicy()
+        self._cache = MemoryCache() if cache == "memory" else None
+        self._opened: Model | None = None
+        self._pid: int | None = None  # the process in which the weights were loaded
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        source = describe(self._source)
+        return f"ClipEmbedder({source!r}, device={self._device!r}, precision={self._precision!r})"
+
+    @property
+    def model(self) -> Model:
+        """The opened model; its weights may not be loaded yet."""
+        if (opened := self._opened) is not None:  # no lock: decode threads ask during a forward pass
+            return opened
+        with self._lock:
+            if self._opened is None:
+                self._opened = open_model(self._source, self._device)
+            return self._opened
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the vectors; needs no weights."""
+        return self.model.dim
+
+    @property
+    def space(self) -> str:
+        """Says which vectors may be compared: equal strings, comparable vectors."""
+        return self.model.space
+
+    @property
+    def device(self) -> str:
+        """The device of torch that the model runs on, "auto" resolved."""
+        return resolve_device(self._device)
+
+    @property
+    def precision(self) -> str:
+        """How vectors are computed: "exact" or "fp32"."""
+        return self._precision
+
+    @property
+    def policy(self) -> ImagePolicy:
+        """What may be read as an image."""
+        return self._policy
+
+    def load(self) -> None:
+        """Load the weights now rather than on first use; idempotent."""
+        self._check_process()
+        with self._lock:
+            load = getattr(self.model, "load", None)
+            if callable(load):
+                load()
+            self._pid = os.getpid()
+
+    def embed_images(self, images: Images) -> Float32:
+        """Return float32 (n, d), rows of unit length, in input order; empty input gives (0, d).
+
+        `images` is an iterable of paths, bytes, PIL images, uint8 arrays (height, width, 3) or
+        mappings with "bytes" or "path", or one uint8 array (n, height, width, 3). Where some
+        images fail, the others are embedded first, then ImageBatchError is raised with both.
+        """
+        with self.stream_images(images) as stream:
+            batches = list(stream)
+        vectors = [batch.vectors for batch in batches]
+        joined = np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
+        failures = [failure for batch in batches for failure in batch.failures]
+        if failures:
+            indices = np.concatenate([batch.indices for batch in batches])
+            keys = tuple(key for batch in batches for key in batch.keys)
+            raise ImageBatchError(failures, EmbeddedBatch(indices, joined, tuple(failures), keys))
+        return joined
+
+    def stream_images(self, images: Images) -> ImageStream:
+        """Return an iterator of EmbeddedBatch in input order; memory is bounded for any length.
+
+        Items are as in `embed_images`, or pairs (key, image), whose key comes back with the
+        vector. A failed image is listed in its batch and stops nothing. The input is read by
+        the iterating thread, a little ahead of the output. Use it as a context manager where
+        the loop may be left early.
+        """
+        self._check_process()
+        return ImageStream(
+            _iterate(images),
+            prepare=self._prepare,
+            forward=self._forward,
+            dim=self.dim,
+            batch_size=self._images_per_batch(),
+            workers=_usable_cores() if self._workers == "auto" else self._workers,
+        )
+
+    def embed_texts(self, texts: Iterable[str]) -> Float32:
+        """Return float32 (m, d), rows of unit length, in input order; empty input gives (0, d).
+
+        Texts beyond the model's length are cut there, with one warning; lone surrogates are read as
+        U+FFFD. Raises TypeError for anything that is not a str, ModelError for a text that the
+        model gives no vector.
+        """
+        if isinstance(texts, (str, bytes)):
+            raise TypeError("texts must be a list of texts; for a single one wrap it in a list: [text]")
+        wanted = list(texts)
+        for index, text in enumerate(wanted):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"text {index} must be a str, not {type(text).__name__}")
+        self._check_process()
+        known: dict[str, Float32] = {}
+        for text in dict.fromkeys(wanted):
+            entry = self._cache.get(_text_key(text)) if self._cache else None
+            if isinstance(entry, np.ndarray):
+                known[text] = entry
+        missing = [text for text in dict.fromkeys(wanted) if text not in known]
+        for text, vector in zip(missing, self._embed_new_texts(missing), strict=True):
+            known[text] = vector
+            if self._cache:
+                self._cache.put(_text_key(text), vector)
+        return np.stack([known[text] for text in wanted]) if wanted else np.empty((0, self.dim), np.float32)
+
+    def scores(
+        self, images: Images | npt.NDArray[np.floating], texts: Iterable[str] | npt.NDArray[np.floating]
+    ) -> Float32:
+        """Return the cosine similarities, float32 (n, m), of n images and m texts.
+
+        A 2-D float array in either place is taken as vectors that are embedded already; raises
+        SpaceMismatch where their dimension is not `dim`, ImageBatchError as `embed_images`.
+        """
+        left = self._as_vectors(images)
+        right = self._as_vectors(texts)
+        rows = self.embed_images(cast("Images", images)) if left is None else left
+        columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
+        return rows @ columns.T
+
+    def _as_vectors(self, values: object) -> Float32 | None:
+        """Return a 2-D float array as float32 rows of unit length, anything else as None."""
+        if not isinstance(values, np.ndarray):
+            return None
+        array = cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", values)
+        if array.ndim != 2 or array.dtype.kind != "f":
+            return None
+        if array.shape[1] != self.dim:
+            raise SpaceMismatch(
+                f"the vectors have {array.shape[1]} dimensions, those of {describe(self._source)} have "
+                f"{self.dim}: they were made by another model"
+            )
+        return unit_rows(array.astype(np.float32))
+
+    def _prepare(self, source: object) -> Prepared:
+        """Read and decode one image, in a decode thread; content that is known is not decoded."""
+        encoded = read_encoded(source, self._policy)
+        content = hashlib.sha256(encoded).digest() if encoded is not None and self._cache else b""
+        if self._cache and content and (known := self._cache.get(content)) is not None:
+            if isinstance(known, ImageError):
+                raise ImageError(str(known))
+            return Prepared(content, None, known)
+        try:
+            image = decode(source, encoded, self._policy)
+            pixels = to_pixels(image, self.model.image_spec, self._policy.background)
+        except ImageError as error:
+            if self._cache and content:
+                self._cache.put(content, error)
+            raise
+        return Prepared(content, np.ascontiguousarray(pixels))
+
+    def _forward(self, batch: list[Prepared]) -> list[Float32 | ImageError]:
+        """Embed one batch of decoded images: a unit vector (d,) each, or why there is none."""
+        pixels = np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
+        vectors = self._run("embed_images", pixels)
+        outcomes: list[Float32 | ImageError] = []
+        for prepared, vector in zip(batch, vectors, strict=True):
+            if not has_direction(vector):
+                outcomes.append(ImageError("the model gave no finite vector for it"))
+                continue
+            outcomes.append(vector)
+            if self._cache and prepared.content:
+                self._cache.put(prepared.content, vector)
+        return outcomes
+
+    def _embed_new_texts(self, texts: Sequence[str]) -> Float32:
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
+        vectors = self._run("embed_texts", [_well_formed(text) for text in texts])
+        for text, vector in zip(texts, vectors, strict=True):
+            if not has_direction(vector):
+                raise ModelError(f"the model gave no finite vector for the text {text[:60]!r}")
+        return vectors
+
+    def _run(self, tower: Literal["embed_images", "embed_texts"], rows: UInt8 | Sequence[str]) -> Float32:
+        """Run one tower over at least one row, one call at a time; float32 (n, d), unit rows."""
+        self._check_process()
+        with self._lock:
+            self._pid = os.getpid()
+            vectors = np.asarray(getattr(self.model, tower)(rows), np.float32)
+        if vectors.shape != (len(rows), self.dim):
+            raise ModelError(
+                f"{type(self.model).__name__}.{tower} gave {vectors.shape} for {len(rows)} rows of dimension "
+                f"{self.dim}"
+            )
+        return unit_rows(vectors)
+
+    def _check_process(self) -> None:
+        """Refuse to use a model that was loaded before a fork: torch would hang."""
+        if self._pid not in (None, os.getpid()):
+            raise ModelForked(
+                "this process was forked after the model was loaded: make a ClipEmbedder in the child, "
+                'or start workers with the "spawn" method'
+            )
+
+    def _images_per_batch(self) -> int:
+        if self._batch_size != "auto":
+            return self._batch_size
+        return _BATCH_SIZE.get(self.device, _BATCH_SIZE_ACCELERATOR)
+
+
+def _iterate(images: object) -> Iterable[object]:
+    """Return the images one by one; TypeError for a single image."""
+    array = cast("UInt8", images) if isinstance(images, np.ndarray) else None
+    if array is not None and array.dtype == np.uint8 and array.ndim == 4:
+        return array
+    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or (
+        array is not None and array.ndim == 3
+    ):
+        raise TypeError("images must be a list of images; for a single one wrap it in a list: [image]")
+    if array is not None or not isinstance(images, Iterable):
+        raise TypeError(
+            "images must be an iterable of images or a uint8 array (n, height, width, 3), "
+            f"not {describe(images)}"  # pyright: ignore[reportUnknownArgumentType]
+        )
+    return cast("Iterable[object]", images)
+
+
+def _well_formed(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text_key(text: str) -> bytes:
+    return b"text\0" + text.encode("utf-8", "surrogatepass")
+
+
+def _usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,81 @@
+"""Columns of images in, columns of vectors out: what DuckDB, pandas and other Arrow tools share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._types import Float32
+
+__all__ = ["embed_images", "image_values", "vector_array"]
+
+Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
+Vectors: TypeAlias = "pa.FixedSizeListArray[Any, Any]"
+Bools: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
+
+
+def embed_images(column: Column, embedder: ClipEmbedder) -> tuple[Vectors, pa.StringArray]:
+    """Embed a column of n images: (float32 vectors of length d, why each failed).
+
+    `column` holds binary (encoded images), strings (paths) or structs with "bytes" or "path".
+    Null in gives null in both; a failed image gives a null vector and its reason. Raises
+    TypeError for any other type of column.
+    """
+    rows = np.zeros((len(column), embedder.dim), np.float32)
+    valid = np.zeros(len(column), bool)
+    reasons: list[str | None] = [None] * len(column)
+    present = ((index, value) for index, value in enumerate(image_values(column)) if value is not None)
+    with embedder.stream_images(present) as batches:
+        for batch in batches:
+            places = np.array(batch.keys, np.int64)
+            rows[places], valid[places] = batch.vectors, True
+            for failure in batch.failures:
+                reasons[cast("int", failure.key)] = failure.reason
+    return vector_array(rows, valid), pa.array(reasons, pa.string())
+
+
+def vector_array(rows: Float32, valid: Bools) -> Vectors:
+    """float32 (n, d) and bool (n,) -> a column of n vectors, null where not valid."""
+    return pa.FixedSizeListArray.from_arrays(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        pa.array(rows.reshape(-1)), rows.shape[1], mask=pa.array(~valid) if len(valid) else None
+    )
+
+
+def image_values(column: Column) -> Iterator[Any]:
+    """Yield the images of a column one by one, as `stream_images` takes them; None for null.
+
+    A struct without bytes and without a path counts as null. Raises TypeError at once where the
+    column holds no images.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_struct(kind):
+        names = {field.name for field in cast("list[pa.Field[Any]]", list(kind))}
+        if not names & {"bytes", "path"}:
+            raise TypeError(f"a struct needs a field 'bytes' or 'path' to be an image; this one is {kind}")
+        return (_struct_value(scalar.as_py()) for scalar in column)
+    if not (pa.types.is_null(kind) or _is_bytes(kind) or _is_text(kind)):
+        raise TypeError(
+            f"a column of {kind} holds no images: give binary (encoded images), strings (paths) or "
+            "structs with 'bytes' or 'path'"
+        )
+    return (scalar.as_py() for scalar in column)
+
+
+def _struct_value(value: dict[str, object] | None) -> object:
+    if value is None or (value.get("bytes") is None and value.get("path") is None):
+        return None
+    return value
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)

@@ -1,0 +1,370 @@
+"""The stream: order, failures, bounded memory, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import zip_longest
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clip_embed import (
+    ClipEmbedder,
+    EmbeddedBatch,
+    ImageBatchError,
+    ImageError,
+    ImageSpec,
+    ImageStream,
+    _pipeline,
+)
+from clip_embed.testing import FakeModel
+
+Photo = Callable[..., Image.Image]
+Encode = Callable[..., bytes]
+Threads = Callable[[], list[str]]
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+TIMEOUT = 20  # seconds until a deadlock becomes a failure
+
+
+class Gate(FakeModel):
+    """A model whose images are prepared by a function of their width."""
+
+    def __init__(self, on_width: Callable[[int], None]) -> None:
+        super().__init__(size=8)
+        self.embedded = threading.Semaphore(0)
+
+        def prepare(image: Image.Image) -> UInt8:
+            on_width(image.width)
+            return np.asarray(image.resize((8, 8)))
+
+        self.image_spec = ImageSpec(8, prepare=prepare)
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """Embed, and count."""
+        vectors = super().embed_images(pixels)
+        for _ in pixels:
+            self.embedded.release()
+        return vectors
+
+
+@pytest.fixture(scope="module")
+def pictures(photo: Photo) -> list[Image.Image]:
+    """Forty images, no two alike."""
+    return [photo(24, 16, seed) for seed in range(40)]
+
+
+@pytest.fixture(scope="module")
+def vectors(pictures: list[Image.Image]) -> Float32:
+    """Their vectors, each embedded alone."""
+    clip = ClipEmbedder(FakeModel(), batch_size=1, workers=1, cache=None)
+    return np.concatenate([clip.embed_images([picture]) for picture in pictures])
+
+
+def joined(batches: list[EmbeddedBatch]) -> EmbeddedBatch:
+    """Put the batches of a stream together."""
+    return EmbeddedBatch(
+        np.concatenate([batch.indices for batch in batches]),
+        np.concatenate([batch.vectors for batch in batches]),
+        tuple(failure for batch in batches for failure in batch.failures),
+        tuple(key for batch in batches for key in batch.keys),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 40), st.sets(st.integers(0, 39)), st.booleans())
+def test_any_batch_size_and_workers(
+    pictures: list[Image.Image],
+    vectors: Float32,
+    batch_size: int,
+    workers: int,
+    count: int,
+    broken: set[int],
+    cached: bool,
+) -> None:
+    """The same vectors in the same order, failures with their index, keys with their rows."""
+    clip = ClipEmbedder(
+        FakeModel(), batch_size=batch_size, workers=workers, cache="memory" if cached else None
+    )
+    items = [(f"key {n}", b"junk" if n in broken else pictures[n]) for n in range(count)]
+    with clip.stream_images(items) as stream:
+        batches = list(stream)
+    assert all(len(batch.indices) or batch.failures for batch in batches)
+    assert max((len(batch.vectors) for batch in batches), default=0) <= max(2 * batch_size, count)
+    if not count:
+        assert batches == []
+        return
+    whole = joined(batches)
+    good = [n for n in range(count) if n not in broken]
+    assert whole.indices.tolist() == good
+    assert whole.vectors.dtype == np.float32
+    np.testing.assert_allclose(whole.vectors, vectors[good], atol=1e-6)
+    assert list(whole.keys) == [f"key {n}" for n in good]
+    bad = sorted(broken & set(range(count)))
+    assert [failure.index for failure in whole.failures] == bad
+    assert [failure.key for failure in whole.failures] == [f"key {n}" for n in bad]
+
+
+def test_model_gets_full_batches(clip: ClipEmbedder, fake: FakeModel, pictures: list[Image.Image]) -> None:
+    """Batches hold `batch_size` images, only the last one fewer."""
+    clip.embed_images(pictures[:30])
+    assert fake.calls[0] == [4] * 7 + [2]
+
+
+def test_one_corrupt_file_among_a_hundred(photo: Photo, encode: Encode, clip: ClipEmbedder) -> None:
+    """The 99 good ones are embedded as they would be alone; the bad one is named with its reason."""
+    images = [encode(photo(48, 32, seed), "JPEG") for seed in range(100)]
+    images[57] = images[57][: len(images[57]) // 2]
+    expected = ClipEmbedder(FakeModel(), cache=None).embed_images(images[:57] + images[58:])
+    with clip.stream_images(images) as stream:
+        failures = [failure for batch in stream for failure in batch.failures]
+    assert [(failure.index, failure.retryable) for failure in failures] == [(57, False)]
+    assert "truncated" in failures[0].reason.lower()
+    with pytest.raises(ImageBatchError, match=r"1 of 100 images .*\n  image 57 .*[Tt]runcated") as caught:
+        clip.embed_images(images)
+    assert caught.value.batch.indices.tolist() == [*range(57), *range(58, 100)]
+    assert caught.value.failures == caught.value.batch.failures
+    np.testing.assert_allclose(caught.value.batch.vectors, expected, atol=1e-6)
+
+
+def test_many_failures_are_counted_not_listed(clip: ClipEmbedder, photo: Photo) -> None:
+    """The message shows five failures and how many more there are; all are in the error."""
+    with pytest.raises(ImageBatchError, match=r"8 of 9 images[^…]*… and 3 more") as caught:
+        clip.embed_images([b"junk"] * 8 + [photo()])
+    assert len(caught.value.failures) == 8
+    with pytest.raises(ImageBatchError) as caught:
+        clip.embed_images([b"junk"] * 6)
+    assert caught.value.batch.vectors.shape == (0, 16)
+
+
+def test_no_images(clip: ClipEmbedder) -> None:
+    """Empty input gives (0, d) float32 and a stream without batches."""
+    for empty in ([], iter(()), np.empty((0, 8, 8, 3), np.uint8)):
+        vectors = clip.embed_images(empty)  # type: ignore[arg-type]
+        assert (vectors.shape, vectors.dtype) == ((0, 16), np.float32)
+    assert list(clip.stream_images([])) == []
+
+
+def test_a_slow_image_does_not_hold_the_batches(pictures: list[Image.Image]) -> None:
+    """While one image is stuck, later ones are embedded; afterwards all stand in order."""
+    arrived = threading.Event()
+
+    def wait(width: int) -> None:
+        if width == 99:
+            assert all(model.embedded.acquire(timeout=TIMEOUT) for _ in range(24))
+            arrived.set()
+
+    model = Gate(wait)
+    images = [picture.resize((99, 9)) if n == 3 else picture for n, picture in enumerate(pictures)]
+    got = ClipEmbedder(model, batch_size=8, workers=2).embed_images(images)
+    assert arrived.is_set()
+    expected = ClipEmbedder(Gate(lambda _: None), batch_size=1).embed_images(images)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_decoding_goes_on_beside_the_model(pictures: list[Image.Image]) -> None:
+    """While the model works on one batch, the decode threads prepare the next."""
+    later = threading.Event()
+
+    class Waiting(Gate):
+        """Its first batch takes until an image of the next batch is decoded."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Wait for the other batch first."""
+            assert later.wait(TIMEOUT)
+            return super().embed_images(pixels)
+
+    started = threading.Semaphore(4)  # the first batch; every further image sets the event
+
+    def count(_: int) -> None:
+        if not started.acquire(blocking=False):
+            later.set()
+
+    images = [np.asarray(picture) for picture in pictures]
+    clip = ClipEmbedder(Waiting(count), batch_size=4, workers=1)
+    assert clip.embed_images(images).shape == (40, 16)
+
+
+def endless(pulled: list[int], picture: Image.Image) -> Iterator[Image.Image]:
+    """Yield one picture for ever, and count."""
+    while True:
+        pulled[0] += 1
+        yield picture
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 2), (16, 3)])
+def test_an_endless_input_is_read_a_little_ahead(
+    batch_size: int, workers: int, pictures: list[Image.Image], decode_threads: Threads
+) -> None:
+    """What is pulled but not given out stays below a few batches, however long it runs."""
+    pulled, given = [0], 0
+    clip = ClipEmbedder(FakeModel(), batch_size=batch_size, workers=workers)
+    with clip.stream_images(endless(pulled, pictures[0])) as stream:
+        assert pulled == [0]
+        for _, batch in zip(range(60), stream, strict=False):
+            given += len(batch.indices)
+            assert pulled[0] - given <= 4 * batch_size + 2 * workers
+    assert decode_threads() == []
+
+
+class Watched(SimpleQueue["Future[object]"]):
+    """Calls back when the stream is about to wait for an image."""
+
+    def __init__(self, waiting: Callable[[], None]) -> None:
+        self._waiting = waiting
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Future[object]:
+        """Call back, then wait."""
+        self._waiting()
+        return super().get(block, timeout)
+
+
+def test_results_behind_a_slow_image_are_bounded(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stuck image stops the reading at last; what failed meanwhile is kept without its bytes."""
+    monkeypatch.setattr(_pipeline, "_MAX_WAITING_VECTORS", 50)
+    nothing_else = threading.Event()  # only the stuck image is under way
+    pulled, most = [0], [0]
+    errors: list[ImageError] = []
+
+    def wait(width: int) -> None:
+        if width == 99:
+            assert nothing_else.wait(TIMEOUT)
+            most[0] = pulled[0]
+            errors.extend(done for _, done in stream._done.values() if isinstance(done, ImageError))
+
+    def source() -> Iterator[Image.Image | bytes]:
+        for picture in [pictures[0].resize((99, 9)), *[*pictures, b"junk"] * 20]:
+            pulled[0] += 1
+            yield picture
+
+    stream = ClipEmbedder(Gate(wait), batch_size=4, workers=2).stream_images(source())
+    watched = Watched(lambda: nothing_else.set() if len(stream._pending) == 1 else None)
+    monkeypatch.setattr(stream, "_finished", watched)
+    assert sum(len(batch.indices) for batch in stream) == 801
+    assert 50 <= most[0] <= 50 + 2 * (2 * 4 + 2 * 2)
+    assert errors
+    assert all(error.__traceback__ is None and error.__context__ is None for error in errors)
+
+
+def test_bytes_under_way_are_bounded(photo: Photo, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images handed in by value, also in mappings, count against a limit in bytes."""
+    encoded = encode(photo(), "PNG")
+    monkeypatch.setattr(_pipeline, "_MAX_WAITING_BYTES", 3 * len(encoded))
+    under_way: list[int] = []
+
+    def source() -> Iterator[object]:
+        for item in [encoded, {"bytes": encoded}] * 25:
+            yield item
+            under_way.append(len(stream._pending))
+
+    stream = ClipEmbedder(FakeModel(), batch_size=16, workers=1, cache=None).stream_images(source())  # type: ignore[arg-type]
+    assert sum(len(batch.indices) for batch in stream) == 50
+    assert 2 <= max(under_way) <= 3
+
+
+class Stop(Exception):
+    """What the tests raise in places of their own."""
+
+
+def broken_source(error: BaseException, picture: Image.Image) -> Iterator[Image.Image]:
+    """Ten pictures, then an error."""
+    yield from [picture] * 10
+    raise error
+
+
+@pytest.mark.parametrize("error", [Stop("source"), KeyboardInterrupt(), SystemExit(3), StopIteration()])
+def test_an_error_in_the_input(
+    error: BaseException, clip: ClipEmbedder, pictures: list[Image.Image], decode_threads: Threads
+) -> None:
+    """It reaches the caller as it is (StopIteration as Python turns it), and no thread stays."""
+    expected = RuntimeError if isinstance(error, StopIteration) else type(error)
+    with pytest.raises(expected) as caught:
+        clip.embed_images(broken_source(error, pictures[0]))
+    assert caught.value is error or caught.value.__cause__ is error
+    assert decode_threads() == []
+
+
+@pytest.mark.parametrize("where", ["model", "prepare"])
+@pytest.mark.parametrize("error", [Stop("inside"), KeyboardInterrupt()])
+def test_an_error_in_the_model(
+    where: str, error: BaseException, pictures: list[Image.Image], decode_threads: Threads
+) -> None:
+    """An error of the model's own code reaches the caller as it is, and no thread stays."""
+
+    class Failing(FakeModel):
+        """Fails at the third batch, or at an image."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Fail, if it is this one's turn."""
+            if where == "model" and len(self.calls[0]) == 2:
+                raise error
+            return super().embed_images(pixels)
+
+    def prepare(image: Image.Image) -> UInt8:
+        if where == "prepare":
+            raise error
+        return np.asarray(image.resize((32, 32)))
+
+    model = Failing()
+    model.image_spec = ImageSpec(32, prepare=prepare)
+    with pytest.raises(type(error)) as caught:
+        ClipEmbedder(model, batch_size=4, workers=3).embed_images(pictures)
+    assert caught.value is error
+    assert decode_threads() == []
+
+
+def test_leaving_the_block_early(
+    clip: ClipEmbedder, pictures: list[Image.Image], decode_threads: Threads
+) -> None:
+    """`break`, an error in the loop and `close` each end the threads and the stream."""
+    streams: list[ImageStream] = []
+    with clip.stream_images(pictures) as stream:
+        streams.append(stream)
+        for _ in stream:
+            assert decode_threads()
+            break
+    assert decode_threads() == []
+
+    def consume() -> None:
+        with clip.stream_images(pictures) as stream:
+            streams.append(stream)
+            for _ in stream:
+                raise Stop("consumer")
+
+    with pytest.raises(Stop, match="consumer"):
+        consume()
+    assert decode_threads() == []
+    streams.append(clip.stream_images(pictures))
+    next(streams[-1])
+    streams[-1].close()
+    streams[-1].close()
+    assert decode_threads() == []
+    assert [list(stream) for stream in streams] == [[], [], []]
+
+
+def test_an_unused_stream_starts_nothing(
+    clip: ClipEmbedder, pictures: list[Image.Image], decode_threads: Threads
+) -> None:
+    """Until it is iterated a stream reads nothing and has no threads."""
+    pulled = [0]
+    with clip.stream_images(endless(pulled, pictures[0])):
+        assert (pulled, decode_threads()) == ([0], [])
+    assert clip.stream_images(pictures).close() is None
+
+
+def test_two_streams_at_once(clip: ClipEmbedder, pictures: list[Image.Image]) -> None:
+    """Two streams of one embedder may be read in turns."""
+    with clip.stream_images(pictures) as left, clip.stream_images(pictures[::-1]) as right:
+        pairs = list(zip_longest(left, right))
+    ahead, back = (joined([batch for batch in batches if batch]) for batches in zip(*pairs, strict=True))
+    np.testing.assert_array_equal(ahead.vectors, back.vectors[::-1])
