@@ -1,0 +1,54 @@
+"""From what the frozen towers give to the meaning part of the vectors: 384 numbers, no training.
+
+This is the seam for trained heads: a replacement takes the same arguments and gives the same shapes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clip_embed._types import Float32
+from clip_embed._vectors import unit_rows
+from clip_embed.offline._packages import CLASS_VECTORS
+from clip_embed.offline._towers import ImageFeatures
+
+CONSE_TEMPERATURE = 1.5
+CONSE_CLASSES = 50
+MEANING_DIM = 384
+TOPIC_DIM = 32
+
+
+class ConseHeads:
+    """ConSE, convex combination of semantic embeddings (Norouzi et al. 2013).
+
+    An image lies where the texts of its likeliest ImageNet classes lie, a text where the text tower puts it.
+    """
+
+    def __init__(self) -> None:
+        """Read the shipped class vectors; raises ModelUnsupported if the file was changed."""
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        arrays = load_file(CLASS_VECTORS.checked_path())
+        self._class_vectors = arrays["class_vectors"].astype(np.float32)
+        self._topic_centre = arrays["topic_centre"].astype(np.float32)
+        self._topic_axes = arrays["topic_axes"].astype(np.float32)
+
+    def image(self, towers: ImageFeatures) -> Float32:
+        """n images -> float32 (n, 384), rows of unit length: probability-weighted mean of class vectors."""
+        scaled = towers.logits.astype(np.float64) / CONSE_TEMPERATURE
+        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        others = np.argpartition(weights, -CONSE_CLASSES, axis=1)[:, :-CONSE_CLASSES]
+        np.put_along_axis(weights, others, 0, axis=1)
+        return unit_rows(weights @ self._class_vectors)
+
+    def text(self, vectors: Float32) -> Float32:
+        """float32 (m, 384) of the text tower -> float32 (m, 384), rows of unit length."""
+        return unit_rows(vectors)
+
+    def topics(self, meanings: Float32) -> Float32:
+        """float32 (n, 384) from `image` or `text` -> float32 (n, 32), rows of unit length.
+
+        The coordinates along the main directions in which class vectors differ, each scaled to the same
+        spread: a coarse object kind, small enough to be multiplied with the colours.
+        """
+        return unit_rows((meanings - self._topic_centre) @ self._topic_axes)

@@ -1,0 +1,109 @@
+"""The model whose parts all come from the package index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_embed._device import resolve_device
+from clip_embed._types import Float32, ImageSpec, UInt8
+from clip_embed.offline import _colour, _heads, _towers, _vectors
+from clip_embed.offline._colour_words import parse_colours
+from clip_embed.offline._packages import PINNED_FILES, require_packages
+
+SCHEMA = 1
+"""Raise it when the same weights and constants come to mean other vectors."""
+IMAGE_SPEC = ImageSpec(size=(_towers.IMAGE_SIZE, _towers.IMAGE_SIZE), pad=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    images: _towers.ImageTower
+    texts: _towers.TextTower
+    heads: _heads.ConseHeads
+
+
+class OfflineModel:
+    """Image and text vectors without a model hub: EfficientNet-Lite2, all-MiniLM-L6-v2 and colour shares.
+
+    Smaller and weaker than CLIP: it knows the 1,000 kinds of things of ImageNet and eleven colours
+    (MODEL_CARD.md says what it cannot see). Implements the `Model` protocol; the weights load on first use.
+
+    Raises MissingExtra where a package of the extra `offline` is not installed.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        require_packages()
+        self._device = device
+        self._loaded: _Loaded | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors: 747."""
+        return _vectors.DIM
+
+    @property
+    def space(self) -> str:
+        """Says which vectors may be compared: a digest of the weights' digests and of every constant."""
+        facts = {
+            "schema": SCHEMA,
+            "files": [file.sha256 for file in PINNED_FILES],
+            "image_spec": [IMAGE_SPEC.size, IMAGE_SPEC.crop, IMAGE_SPEC.resample, IMAGE_SPEC.pad],
+            "pixels": [_towers.PIXEL_MEAN, _towers.PIXEL_SCALE, _towers.CAM_CLASSES],
+            "conse": [_heads.CONSE_TEMPERATURE, _heads.CONSE_CLASSES],
+            "colours": _colour.TYPICAL_COLOURS,
+            "colour_naming": [_colour.LIGHTNESS_WEIGHT, _colour.NAME_WIDTH, _colour.GRID, _colour.LEVELS],
+            "background_share": _colour.BACKGROUND_SHARE,
+            "weights": [_vectors.IMAGE_OBJECT_COLOUR, _vectors.IMAGE_COLOUR, _vectors.TEXT_OBJECT_COLOUR],
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return f"clip-embed-offline-{SCHEMA}:{digest[:16]}"
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Padded to a square with the background, 260 × 260 pixels, bicubic."""
+        return IMAGE_SPEC
+
+    def load(self) -> None:
+        """Load the weights now rather than on first use (seconds, about 150 MB of memory).
+
+        Raises ModelUnsupported where a weights file is not the one that the model was made for.
+        """
+        self._parts()
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """uint8 (n, 260, 260, 3) RGB -> float32 (n, 747), rows of unit length, in order."""
+        expected = (_towers.IMAGE_SIZE, _towers.IMAGE_SIZE, 3)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
+            raise ValueError(
+                f"expected uint8 pixels of shape (n, {', '.join(map(str, expected))}), "
+                f"got {pixels.dtype} {pixels.shape}"
+            )
+        parts = self._parts()
+        seen = parts.images(pixels)
+        meanings = parts.heads.image(seen)
+        colours = _colour.colour_parts(pixels, seen.activation)
+        return _vectors.image_vectors(meanings, parts.heads.topics(meanings), colours)
+
+    def embed_texts(self, texts: Sequence[str], /) -> Float32:
+        """m texts -> float32 (m, 747), rows of unit length, in order.
+
+        Texts of more than 256 tokens are cut there, with one UserWarning for the whole call.
+        """
+        parts = self._parts()
+        queries = [parse_colours(text) for text in texts]
+        meanings = parts.heads.text(parts.texts([query.rest for query in queries]))
+        colours = np.stack([query.colours for query in queries])
+        names_object = [query.names_object for query in queries]
+        return _vectors.text_vectors(meanings, parts.heads.topics(meanings), colours, names_object)
+
+    def _parts(self) -> _Loaded:
+        if self._loaded is None:
+            device = resolve_device(self._device)
+            images, texts = _towers.ImageTower(device), _towers.TextTower(device)
+            self._loaded = _Loaded(images, texts, _heads.ConseHeads())
+        return self._loaded

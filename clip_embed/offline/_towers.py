@@ -1,0 +1,150 @@
+"""The two frozen networks: EfficientNet-Lite2 for images, all-MiniLM-L6-v2 for texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clip_embed._types import Float32, UInt8
+from clip_embed.offline._packages import IMAGE_TOWER_CODE, IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor, nn
+
+IMAGE_SIZE = 260
+"""Height and width of the image tower's input, in pixels."""
+TEXT_TOKENS = 256
+"""What the text tower reads of a text, the two tokens at the ends counted."""
+PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
+"""(pixel - mean) / scale is what EfficientNet-Lite was trained on, the same for each channel."""
+CAM_CLASSES = 3
+"""How many of the likeliest classes the class activation map is taken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What one forward pass of the image tower gives, all float32, in input order."""
+
+    features: Float32
+    """(n, 1280): mean of the last feature map over its positions."""
+    logits: Float32
+    """(n, 1000): scores of the ImageNet-1k classes, before softmax."""
+    activation: Float32
+    """(n, 9, 9): class activation map of the likeliest classes, at least 0, largest value 1."""
+
+
+class ImageTower:
+    """EfficientNet-Lite2 in evaluation mode on one device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._feature_map, self._classifier = _load_efficientnet(device)
+
+    def __call__(self, pixels: UInt8) -> ImageFeatures:
+        """uint8 (n, 260, 260, 3) RGB -> the features of n images."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = torch.tensor(pixels, device=self._device).permute(0, 3, 1, 2).float()
+            inputs = ((inputs - PIXEL_MEAN) / PIXEL_SCALE).contiguous(memory_format=torch.channels_last)
+            feature_map = self._feature_map(inputs)
+            features = feature_map.mean(dim=(2, 3))
+            logits = self._classifier(features)
+            activation = _class_activation(feature_map, logits, self._classifier.weight)
+        return ImageFeatures(_array(features), _array(logits), _array(activation))
+
+
+class TextTower:
+    """all-MiniLM-L6-v2 in evaluation mode on one device."""
+
+    def __init__(self, device: str) -> None:
+        self._encoder = _load_minilm(device)
+
+    def __call__(self, texts: Sequence[str]) -> Float32:
+        """m texts -> float32 (m, 384), rows of unit length, in order; equal texts are encoded once.
+
+        Texts of more than 256 tokens are cut there, with one UserWarning for the whole call.
+        """
+        unique = list(dict.fromkeys(texts))
+        self._warn_of_cut(texts)
+        vectors = self._encoder.encode(  # pyright: ignore[reportUnknownMemberType]
+            unique, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
+        )
+        row = {text: position for position, text in enumerate(unique)}
+        return np.asarray(vectors, dtype=np.float32)[[row[text] for text in texts]]
+
+    def _warn_of_cut(self, texts: Sequence[str]) -> None:
+        tokenizer = self._encoder.tokenizer
+        rows = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+        cut = [position for position, row in enumerate(rows) if len(row) > TEXT_TOKENS]
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(texts)} texts are longer than the {TEXT_TOKENS} tokens that the offline "
+                f"model reads and were cut; the first is text {cut[0]}: {texts[cut[0]][:60]!r}…",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def _class_activation(feature_map: Tensor, logits: Tensor, class_weights: Tensor) -> Tensor:
+    """Where the likeliest classes are seen: float32 (n, h, w), at least 0, largest value 1.
+
+    The classifier is linear in the feature map, so the map weighted by a class's weights says how much
+    each position speaks for the class (class activation mapping, Zhou et al. 2016). The classes count by
+    their probability, which keeps the map steady where two of them are close.
+    """
+    import torch
+
+    top = logits.softmax(dim=1).topk(CAM_CLASSES, dim=1)
+    shares = top.values / top.values.sum(dim=1, keepdim=True)
+    weights = torch.einsum("nk,nkc->nc", shares, class_weights[top.indices])
+    activation = torch.einsum("nchw,nc->nhw", feature_map, weights).clamp(min=0)
+    return activation / activation.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+
+
+def _load_efficientnet(device: str) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+    """EfficientNet-Lite2 with its checked weights, as what gives the feature map and the classifier after it.
+
+    The only use of `efficientnet_lite_pytorch`, a package of 2020 that nobody maintains.
+    """
+    import torch
+
+    network = import_module(IMAGE_TOWER_CODE).EfficientNet.from_name("efficientnet-lite2")
+    network.load_state_dict(torch.load(IMAGE_WEIGHTS.checked_path(), map_location="cpu", weights_only=True))
+    network.eval().to(device)
+    return network.extract_features, network.get_submodule("_fc")
+
+
+def _load_minilm(device: str) -> SentenceTransformer:
+    """all-MiniLM-L6-v2 with its checked weights and tokenizer, read from its package only."""
+    from sentence_transformers import SentenceTransformer
+
+    TOKENIZER.checked_path()
+    folder = TEXT_WEIGHTS.checked_path().parent
+    with _no_progress_bar():
+        return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+
+
+@contextmanager
+def _no_progress_bar() -> Generator[None]:
+    """Keep transformers from drawing a bar while it reads a local file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _array(tensor: Tensor) -> Float32:
+    return tensor.float().cpu().numpy()
