@@ -1,0 +1,14 @@
+"""Query images by text in DuckDB: `SELECT * FROM photos ORDER BY clip_sim(img, 'red car')`."""
+
+from clip_embed.errors import MissingExtra
+
+try:
+    import duckdb as _duckdb  # noqa: F401  # pyright: ignore[reportUnusedImport]
+except ModuleNotFoundError as error:
+    if error.name != "duckdb":
+        raise
+    raise MissingExtra("duckdb", "duckdb", "clip_embed_duckdb") from error
+
+from clip_embed_duckdb._register import register, unregister
+
+__all__ = ["register", "unregister"]

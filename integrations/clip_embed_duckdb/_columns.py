@@ -1,0 +1,87 @@
+"""Which columns a function takes, and what is in them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+Column: TypeAlias = Any  # a pa.Array: its stubs know nested types only by their element
+Kind: TypeAlias = Any  # a pa.DataType
+
+_SQL_NAMES = {
+    "bool": "BOOLEAN",
+    "double": "DOUBLE",
+    "float": "FLOAT",
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "null": "NULL",
+    "uint8": "UTINYINT",
+}
+
+
+def plain(column: Column) -> Column:
+    """Return one contiguous array without dictionary or view types, however the column came."""
+    if hasattr(column, "combine_chunks"):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        # Not cast: pyarrow's makes wrong offsets of it. Only a setting of DuckDB brings this type.
+        column = pa.array(column.to_pylist(), pa.list_(column.type.value_type))
+    return column
+
+
+def blobs_and_paths(column: Column) -> tuple[Column | None, Column | None] | None:
+    """Return the encoded images and the paths of a column; None where it holds neither."""
+    kind = column.type
+    if pa.types.is_null(kind):
+        return None, None
+    if _is_blob(kind):
+        return column, None
+    if is_text(kind):
+        return None, column
+    if not pa.types.is_struct(kind):
+        return None
+    fields = dict(zip((part.name.lower() for part in _fields(kind)), column.flatten(), strict=True))
+    blobs, paths = fields.get("bytes"), fields.get("path")
+    if paths is not None:
+        paths = plain(paths)
+    known = blobs is not None or paths is not None
+    fits = (blobs is None or _is_blob(blobs.type) or pa.types.is_null(blobs.type)) and (
+        paths is None or is_text(paths.type) or pa.types.is_null(paths.type)
+    )
+    return (blobs, paths) if known and fits else None
+
+
+def _fields(struct: Kind) -> list[Any]:
+    return [struct.field(index) for index in range(struct.num_fields)]
+
+
+def is_text(kind: Kind) -> bool:
+    """Whether a type is one of the string types."""
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_blob(kind: Kind) -> bool:
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def sql_name(kind: Kind) -> str:
+    """Name an Arrow type as DuckDB does."""
+    types = pa.types
+    if is_text(kind):
+        return "VARCHAR"
+    if _is_blob(kind):
+        return "BLOB"
+    if types.is_fixed_size_list(kind):
+        return f"{sql_name(kind.value_type)}[{kind.list_size}]"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return f"{sql_name(kind.value_type)}[]"
+    if types.is_struct(kind):
+        return f"STRUCT({', '.join(f'{part.name} {sql_name(part.type)}' for part in _fields(kind))})"
+    return _SQL_NAMES.get(str(kind), str(kind).upper())

@@ -1,0 +1,98 @@
+"""The SQL functions over Arrow columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from clip_embed.arrow import vector_array
+from clip_embed.errors import ClipEmbedError
+from clip_embed_duckdb._columns import Column  # DuckDB evaluates the annotations: not only for typing
+from clip_embed_duckdb._embed import Call
+from clip_embed_duckdb._slot import OnError, Slot
+from clip_embed_duckdb._stored import Bools, Float32
+
+
+def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
+    """Return name -> (callable over Arrow columns, SQL return type), for one database.
+
+    They refer to the slot and look up its state on each call, so a state can be replaced.
+    """
+
+    def clip_sim(img: Column, query: Column) -> Column:
+        return _run(slot, "clip_sim", _sim, img, query)
+
+    def clip_score(img: Column, query: Column) -> Column:
+        return _run(slot, "clip_score", _score, img, query)
+
+    def clip_image(img: Column) -> Column:
+        return _run(slot, "clip_image", _image, img)
+
+    def clip_text(text: Column) -> Column:
+        return _run(slot, "clip_text", _text, text)
+
+    def clip_error(img: Column) -> Column:
+        return _run(slot, "clip_error", _error, img, on_error="null")
+
+    vector = f"FLOAT[{slot.dim}]"
+    return {
+        "clip_sim": (clip_sim, "STRUCT(distance FLOAT, score FLOAT)"),
+        "clip_score": (clip_score, "FLOAT"),
+        "clip_image": (clip_image, vector),
+        "clip_text": (clip_text, vector),
+        "clip_error": (clip_error, "VARCHAR"),
+    }
+
+
+def _run(
+    slot: Slot, name: str, compute: Callable[..., Column], *columns: Column, on_error: OnError | None = None
+) -> Column:
+    state = slot.state
+    if state is None:
+        raise ClipEmbedError(
+            f"{name} was unregistered in this database: call clip_embed_duckdb.register(con)"
+        )
+    with slot.running():
+        return compute(Call(name, slot, state, state.on_error if on_error is None else on_error), *columns)
+
+
+def _sim(call: Call, img: Column, query: Column) -> Column:
+    distances, missing = _distances(call, img, query)
+    parts = [pa.array(distances), pa.array(np.float32(1) - distances)]
+    struct = cast("Any", pa.StructArray)
+    return struct.from_arrays(parts, ["distance", "score"], mask=pa.array(missing))
+
+
+def _score(call: Call, img: Column, query: Column) -> Column:
+    distances, missing = _distances(call, img, query)
+    return pa.array(np.float32(1) - distances, mask=missing)
+
+
+def _image(call: Call, img: Column) -> Column:
+    images = call.images(img)
+    return vector_array(images.units(), images.valid)
+
+
+def _text(call: Call, text: Column) -> Column:
+    vectors, present = call.queries(text, texts_only=True)
+    rows = np.broadcast_to(vectors.units(), (len(present), call.slot.dim))
+    return vector_array(rows, present)
+
+
+def _error(call: Call, img: Column) -> Column:
+    images = call.images(img)
+    return pa.array([images.reasons.get(row) for row in range(len(images.rows))], pa.string())
+
+
+def _distances(call: Call, img: Column, query: Column) -> tuple[Float32, Bools]:
+    """1 - cosine, float32 (n,), and bool (n,) where an image or a query is missing.
+
+    The score is 1 - distance, not the cosine itself: the rounding of the one is then that of
+    the other, and the two never order a pair of images differently.
+    """
+    queries, present = call.queries(query)
+    images = call.images(img)
+    return np.float32(1) - images.cosines(queries), ~(images.valid & present)

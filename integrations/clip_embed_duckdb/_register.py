@@ -1,0 +1,169 @@
+"""Putting the functions into a database, and taking them out again."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, cast
+
+import duckdb
+from duckdb.func import ARROW, SPECIAL
+
+from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
+from clip_embed._models import default_model
+from clip_embed_duckdb._functions import make_functions
+from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
+
+# DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
+_SLOTS: dict[str, Slot] = {}
+_LOCK = threading.Lock()
+_TAKEN = """
+SELECT function_name FROM duckdb_functions()
+WHERE function_name IN ('clip_error', 'clip_image', 'clip_score', 'clip_sim', 'clip_text')
+"""
+
+
+def register(
+    con: duckdb.DuckDBPyConnection,
+    embedder: ClipEmbedder | None = None,
+    *,
+    on_error: OnError = "null",
+) -> None:
+    """Add the SQL functions of clip-embed to the database of a connection.
+
+    >>> import duckdb
+    >>> from clip_embed import ClipEmbedder
+    >>> from clip_embed_duckdb import register
+    >>> con = duckdb.connect()
+    >>> register(con, ClipEmbedder("offline"))
+    >>> con.execute("CREATE TABLE photos AS SELECT file AS img FROM glob('photos/*.jpg')")
+    >>> con.sql("SELECT * FROM photos ORDER BY clip_sim(img, 'red car')")
+
+    - `clip_sim(img, query)` STRUCT(distance FLOAT, score FLOAT): `ORDER BY` it, best match first.
+    - `clip_score(img, query)` FLOAT: cosine similarity, larger is more alike.
+    - `clip_image(img)`, `clip_text(text)` FLOAT[d]: vectors of unit length, to keep in a column.
+    - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
+
+    `img` is a BLOB, a VARCHAR path, a STRUCT(bytes BLOB, path VARCHAR) of which bytes come
+    first, or a stored vector FLOAT[d], FLOAT[] or DOUBLE[]; `query` is a text or a vector, so
+    `clip_score(img, clip_image('query.jpg'))` compares images. NULL gives NULL, and so does an
+    image that failed, unless `on_error="raise"`. A path DuckDB may not read always raises.
+
+    The default embedder is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. The
+    functions belong to the database, so its other connections have them too; they are not
+    saved in its file: a view that uses them says "Scalar Function with name clip_score does not
+    exist" after the file is reopened, until `register` is called. Calling it again is cheap and
+    replaces the embedder and `on_error`. A transaction that has already read the catalog sees
+    the functions when it is over. Raises SpaceMismatch where the new embedder has another
+    dimension and the connection that registered first is gone: only through it does DuckDB
+    remove the old functions.
+
+    Limits. SQL sees only values: the dimension of stored vectors is checked, whether they come
+    from the same model is not. `SELECT *` with ORDER BY and no LIMIT sorts the BLOBs too: keep
+    photos in files, or select the columns you need. DuckDB may compute one expression twice and
+    in any order: put cheap predicates into a subquery with the filter first. A table below
+    122,880 rows runs on one thread of DuckDB, but images are decoded in parallel inside. Files
+    are read through DuckDB with the `file_search_path` that `con` had when it was registered
+    (unless it had an open result); URLs are not read.
+    """
+    if on_error not in ("null", "raise"):
+        raise ValueError(f"on_error must be 'null' or 'raise', not {on_error!r}")
+    if embedder is None:
+        embedder = _default_embedder(default_model())
+    elif not isinstance(embedder, ClipEmbedder):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"embedder must be a ClipEmbedder, not {type(embedder).__name__}: "
+            "register(con, ClipEmbedder('offline'))"
+        )
+    dim = embedder.dim
+    with _LOCK:
+        slot = _find(con)
+        if slot is None:
+            _check_names(con)
+        elif slot.dim != dim:
+            if not _remove(slot):
+                raise SpaceMismatch(
+                    f"the functions in this database give FLOAT[{slot.dim}], this embedder {dim} dimensions, "
+                    "and the connection that registered first, which could remove them, is gone: reopen the "
+                    "database, or give an embedder of the same dimension"
+                )
+            slot = None
+        if slot is None:
+            slot = _create(con, dim)
+        slot.state = State(embedder, on_error)
+        slot.add(con)
+        with suppress(duckdb.Error):  # an open result: it keeps what it had
+            slot.search_path = con.sql("SELECT current_setting('file_search_path')").fetchall()[0][0]
+
+
+def unregister(con: duckdb.DuckDBPyConnection) -> None:
+    """Remove the functions from the database of a connection; nothing happens if it has none.
+
+    DuckDB removes a function only through the connection that made it. Where the one that
+    registered first is gone, the names stay, and calling them raises an error that says so.
+    """
+    with _LOCK:
+        slot = _find(con)
+        if slot is not None:
+            _remove(slot)
+            slot.state = None
+
+
+@lru_cache(maxsize=1)
+def _default_embedder(model: str) -> ClipEmbedder:
+    """One for all databases, so that the weights are in memory once."""
+    return ClipEmbedder(model)
+
+
+def _find(con: duckdb.DuckDBPyConnection) -> Slot | None:
+    """Return the slot of the database's functions, if it has them."""
+    with con.duplicate() as own:
+        return next((_SLOTS[token] for token in find_tokens(own) if token in _SLOTS), None)
+
+
+def _check_names(con: duckdb.DuckDBPyConnection) -> None:
+    """Raise where the user's own functions would mix with ours: DuckDB would add an overload."""
+    with con.duplicate() as own:
+        if taken := own.sql(_TAKEN).fetchall():
+            raise ClipEmbedError(
+                f"the database has a function or macro of its own called {taken[0][0]}: rename or remove it"
+            )
+
+
+def _create(con: duckdb.DuckDBPyConnection, dim: int) -> Slot:
+    """Create the functions on a connection of their own: only it can remove them again.
+
+    It lives as long as `con`, whose close() closes it too. An open result of `con` is not in its
+    way, nor does a rollback take the functions away.
+    """
+    own = con.duplicate()
+    slot = Slot(dim)
+    _SLOTS[slot.token] = slot
+
+    def marker() -> str:
+        return slot.token
+
+    create = cast("Any", own).create_function  # its stubs name types that others leave unknown
+    for name, (function, returns) in make_functions(slot).items():
+        slot.callables[name] = function
+        create(name, function, None, returns, type=ARROW, null_handling=SPECIAL)
+    slot.callables[slot.token] = marker
+    create(slot.token, marker, [], "VARCHAR")
+    slot.owner = weakref.ref(own)
+    weakref.finalize(con, own.close)
+    return slot
+
+
+def _remove(slot: Slot) -> bool:
+    """Remove the functions; False where the connection that could is gone."""
+    own = slot.owner()
+    if own is None:
+        return False
+    try:
+        for name in slot.callables:
+            own.remove_function(name)
+    except duckdb.Error:  # closed, but still referred to
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""What the functions of one database work with."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import duckdb
+
+from clip_embed import ClipEmbedder
+from clip_embed.errors import ClipEmbedError, ModelError
+
+OnError = Literal["null", "raise"]
+_TOKENS = "SELECT function_name FROM duckdb_functions() WHERE starts_with(function_name, '_clip_embed_')"
+
+
+class State:
+    """One embedder and how its failures show; `register` replaces it as a whole."""
+
+    def __init__(self, embedder: ClipEmbedder, on_error: OnError) -> None:
+        self.embedder = embedder
+        self.on_error: OnError = on_error
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._failure: str | None = None
+
+    def load(self) -> ClipEmbedder:
+        """Return the embedder with its weights loaded.
+
+        A failure is remembered: DuckDB calls a failing function again, up to four times a query.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise ModelError(self._failure)
+            if not self._loaded:
+                try:
+                    self.embedder.load()
+                except (ClipEmbedError, OSError, RuntimeError, ValueError, MemoryError) as error:
+                    self._failure = f"the model could not be loaded ({error}); register again to retry"
+                    raise ModelError(self._failure) from error
+                self._loaded = True
+        return self.embedder
+
+
+class Slot:
+    """The place of a database's functions: their callables, their state, ways to read files.
+
+    Connections are held weakly: a strong reference would keep the database file locked.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.token = f"_clip_embed_{uuid.uuid4().hex}"
+        self.dim = dim
+        self.state: State | None = None
+        self.search_path = ""
+        self.callables: dict[str, Callable[..., Any]] = {}
+        self.owner: Callable[[], duckdb.DuckDBPyConnection | None] = lambda: None
+        self._connections = weakref.WeakSet[duckdb.DuckDBPyConnection]()
+        self._abort = threading.Event()
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def add(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Read files through this connection too, while it lives."""
+        with self._lock:
+            self._connections.add(con)
+
+    def open_connection(self) -> duckdb.DuckDBPyConnection:
+        """Return a new connection to this database; ClipEmbedError where none is left to copy."""
+        with self._lock:
+            registered = list(self._connections)
+        for con in registered:
+            try:
+                return con.duplicate()
+            except duckdb.Error:  # closed, but still referred to
+                continue
+        own = duckdb.default_connection().duplicate()
+        if self.token in find_tokens(own):
+            return own
+        own.close()
+        raise ClipEmbedError(
+            "files are read through a connection that was registered, and none is open any more: "
+            "call clip_embed_duckdb.register(con) again"
+        )
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Mark one call; an interrupt of one call stops all that run beside it."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._abort.set()
+            raise
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._abort.clear()
+
+    def check_abort(self) -> None:
+        """Raise KeyboardInterrupt where another thread of the query was interrupted."""
+        if self._abort.is_set():
+            raise KeyboardInterrupt("another thread of the query was interrupted")
+
+
+def find_tokens(con: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the names of the functions that mark a registered database, as `con` sees them."""
+    return [name for (name,) in con.sql(_TOKENS).fetchall()]
