@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clip_embed import ClipEmbedder, ClipEmbedError, __version__
+from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._models import default_model
 from clip_embed._table import format_table
 
@@ -29,6 +29,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as in click
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if error.name != "duckdb":
+                raise
+            raise click.ClickException(str(MissingExtra("duckdb", "duckdb", "this command"))) from error
         except ClipEmbedError as error:
             raise click.ClickException(str(error)) from error
 
@@ -83,10 +87,13 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     from clip_embed._folder_index import find_photos, index_folder
     from clip_embed._gallery import Tile, write_gallery
 
-    embedder = ClipEmbedder(model or default_model())
+    name = model or default_model()
+    embedder = ClipEmbedder(name)
     photos = find_photos(folder)
     if not photos:
         raise click.ClickException(f"no photos below {folder}")
+    click.echo(f"Loading {name} …", err=True)
+    embedder.load()
     started = time.perf_counter()
     with click.progressbar(
         length=len(photos), label=f"Reading {len(photos):,} photos", file=sys.stderr
@@ -96,7 +103,7 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     scores = embedder.scores(index.vectors, [text])[:, 0]
     best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
     if index.embedded:
-        click.echo(f"Embedded {index.embedded:,} photos with {embedder!r} in {seconds:.1f} s.", err=True)
+        click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)
     if page:
         write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
     if as_json:
@@ -128,9 +135,8 @@ def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> N
     Without -c the statements are read from the standard input: type them, each ended by a
     semicolon. The functions are clip_sim, clip_score, clip_image, clip_text and clip_error.
     """
-    from clip_embed_duckdb import register
-
     from clip_embed._sql import run_queries, run_session
+    from clip_embed_duckdb import register
 
     connection = _connect(database)
     register(connection, ClipEmbedder(model or default_model()))

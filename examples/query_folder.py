@@ -8,8 +8,9 @@ their reason in the column `error`. CLIP_EMBED_MODEL chooses the model, for inst
 
 import sys
 
-import clip_embed_duckdb
 import duckdb
+
+import clip_embed_duckdb
 
 
 def main(folder: str, database: str, *texts: str) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from clip_embed_duckdb import register
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed.testing import FakeModel
+from clip_embed_duckdb import register
 
 
 def picture(colour: str, format_: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:

@@ -11,11 +11,11 @@ from typing import cast
 import duckdb
 import numpy as np
 import pytest
-from clip_embed_duckdb import register
 from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
+from clip_embed_duckdb import register
 
 COLOURS = ("red", "green", "blue", "white", "black", "orange")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from clip_embed_duckdb import register, unregister
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ClipEmbedError, ImageSpec, SpaceMismatch
 from clip_embed._types import UInt8
 from clip_embed.testing import FakeModel
+from clip_embed_duckdb import register, unregister
 
 NAMES = {"clip_error", "clip_image", "clip_score", "clip_sim", "clip_text"}
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import duckdb
 import pytest
-from clip_embed_duckdb import register
 from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
+from clip_embed_duckdb import register
 
 DENIED = "PermissionException: .*disabled by configuration"
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import click
 import duckdb
-from clip_embed_duckdb import register
 
 from clip_embed import ClipEmbedder
 from clip_embed._gallery import Tile, write_gallery
 from clip_embed._table import format_table
 from clip_embed.demo import photos
+from clip_embed_duckdb import register
 
 _SHOWN = 10
+_NEXT = "SELECT * FROM photos ORDER BY clip_sim(img, 'a boat') LIMIT 3"
 _NOTE = (
     "Model: offline. It needs no download, sees less than CLIP does, and is used here because you asked\n"
     "for the demo; no other command takes it unless told to (--model offline).\n"
@@ -49,9 +50,7 @@ def run_demo(text: str, folder: Path) -> None:
     tiles = [Tile(image, name, scores[name]) for name, image in rows]
     write_gallery(page, f"{text} – {count} photos, best first", query, tiles)
     click.echo(f"\nGallery: {page.resolve()}")
-    click.echo(
-        f'Next:    clip-embed sql --model offline {database} -c "{query.replace(text, "a boat")} LIMIT 3"'
-    )
+    click.echo(f'Next:    clip-embed sql --model offline {database} -c "{_NEXT}"')
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> float:

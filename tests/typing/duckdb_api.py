@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import duckdb
-from clip_embed_duckdb import register, unregister
 
 from clip_embed import ClipEmbedder
+from clip_embed_duckdb import register, unregister
 
 
 def use(con: duckdb.DuckDBPyConnection, clip: ClipEmbedder) -> None:
