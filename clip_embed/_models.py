@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import cast
 
 from clip_embed._types import Model
 from clip_embed.errors import ModelNotFound
@@ -64,12 +65,15 @@ def is_hub_name(model: str | Path) -> bool:
 def _download(name: str) -> Path:
     """Return the local snapshot of a hub model, downloaded if it is not there yet."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # The network's own errors, and what comes of an answer that is not the hub's: of a login page, say.
+    network = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (*network, OSError, ValueError, KeyError)
     unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*", "openvino/*"]
     try:
         return Path(snapshot_download(name, ignore_patterns=unwanted))
-    except (OSError, HFValidationError) as error:  # all that the hub and the network raise is an OSError
+    except failures as error:
         raise ModelNotFound(
             f"the model {name!r} is not in the local cache and the hub gave no copy of it "
             f"({_first_line(error)})\n{_WAYS_OUT}"

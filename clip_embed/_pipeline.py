@@ -16,12 +16,13 @@ from types import TracebackType
 from typing import Self, TypeGuard, cast
 
 import numpy as np
+from PIL import Image
 
 from clip_embed._images import describe
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
 from clip_embed.errors import ImageError
 
-_MAX_WAITING_BYTES = 256 * 1024 * 1024  # of encoded images handed in by value
+_MAX_WAITING_BYTES = 256 * 1024 * 1024  # of images handed in by value
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
 
 
@@ -185,7 +186,11 @@ def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:
 
 
 def _held_bytes(source: object) -> int:
-    """Size of an encoded image that is handed in by value."""
+    """Size of an image that is handed in by value."""
     if isinstance(source, Mapping):
         source = cast("Mapping[str, object]", source).get("bytes")
+    if isinstance(source, Image.Image):
+        return source.width * source.height * len(source.getbands())
+    if isinstance(source, np.ndarray):
+        return cast("UInt8", source).nbytes
     return len(source) if isinstance(source, bytes) else 0

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,13 +31,17 @@ def cache_dir() -> Path:
     """Return the folder for what can be made again: CLIP_EMBED_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("CLIP_EMBED_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(base or Path.home() / ".cache") / "clip-embed"
+    if base := os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA"):
+        return Path(base) / "clip-embed"
+    try:
+        return Path.home() / ".cache" / "clip-embed"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "clip-embed"
 
 
 def space_of(name: str, weights: str, dim: int, facts: Mapping[str, object]) -> str:
     """Return a space: `name:dim:digest` over the weights' digest and JSON-able facts."""
-    text = json.dumps({"schema": SCHEMA, "weights": weights, "dim": dim, **facts}, sort_keys=True)
+    text = json.dumps({"schema": SCHEMA, "weights": weights, "dim": dim, "facts": facts}, sort_keys=True)
     return f"{name}:{dim}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

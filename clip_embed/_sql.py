@@ -1,4 +1,4 @@
-"""Running statements for `clip-embed sql`."""
+"""DuckDB on the command line: opening files and running statements."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import click
 import duckdb
@@ -13,6 +14,17 @@ import duckdb
 from clip_embed._table import format_table
 
 _SHOWN = 100
+
+
+def connect(database: Path | None) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB file, or a database in memory; the progress bar is for terminals only."""
+    try:
+        connection = duckdb.connect(str(database) if database else ":memory:")
+    except duckdb.Error as error:
+        raise click.ClickException(f"cannot open {database}: {error}") from error
+    if not sys.stdout.isatty():
+        connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def run_queries(connection: duckdb.DuckDBPyConnection, queries: Iterable[str]) -> bool:
@@ -48,8 +60,8 @@ def _run(connection: duckdb.DuckDBPyConnection, text: str) -> bool:
     try:
         for statement in connection.extract_statements(text):
             _show(connection.execute(statement), statement.type)
-    except duckdb.Error as error:
-        click.echo(f"Error: {error}", err=True)
+    except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:  # Ctrl-C comes as any of them
+        click.echo(f"Error: {error or 'interrupted'}", err=True)
         return False
     return True
 

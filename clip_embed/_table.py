@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-_WIDEST = 80
 
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]], widest: int = 80) -> str:
+    """Return header and rows in columns as wide as their widest cell, without a newline at the end.
 
-def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return header and rows in columns as wide as their widest cell, without a newline at the end."""
-    lines = [list(header), *([format_cell(value) for value in row] for row in rows)]
+    Cells of text are cut at `widest` characters.
+    """
+    lines = [list(header), *([format_cell(value, widest) for value in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = ["─" * width for width in widths]
     lines.insert(1, rule)
@@ -20,7 +21,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     )
 
 
-def format_cell(value: object) -> str:
+def format_cell(value: object, widest: int = 80) -> str:
     """Return a value in one short line: images as their size, vectors as their first numbers."""
     if value is None:
         return "NULL"
@@ -36,4 +37,4 @@ def format_cell(value: object) -> str:
         shown = ", ".join(format_cell(part) for part in parts[:3])
         return f"[{shown}, … {len(parts):,}]" if len(parts) > 3 else f"[{shown}]"
     line = " ".join(str(value).split())
-    return line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…"
+    return line if len(line) <= widest else line[: widest - 1] + "…"

@@ -60,6 +60,15 @@ class ImagePolicy:
     exif: bool = True
     """Turn the image as its EXIF orientation says."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would silently mean something else."""
+        if isinstance(self.roots, (str, Path)):
+            raise TypeError("roots must be a list of folders; for a single one wrap it in a list: [folder]")
+        if self.max_pixels < 1 or self.max_bytes < 1:
+            raise ValueError("max_pixels and max_bytes must be at least 1")
+        if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
+            raise ValueError(f"background must be three numbers from 0 to 255, not {self.background}")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -16,8 +17,6 @@ from clip_embed._models import default_model
 from clip_embed._table import format_table
 
 if TYPE_CHECKING:
-    import duckdb
-
     from clip_embed._types import ImageFailure
 
 _MODEL_HELP = "Hub name, local CLIP folder, or offline. [default: CLIP_EMBED_MODEL, else CLIP ViT-B/32]"
@@ -27,13 +26,17 @@ class _Group(click.Group):
     """Shows an error of the library as one message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as in click
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a file name or a line need not fit the terminal
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             if error.name != "duckdb":
                 raise
-            raise click.ClickException(str(MissingExtra("duckdb", "duckdb", "this command"))) from error
-        except ClipEmbedError as error:
+            extra = "all" if ctx.invoked_subcommand == "demo" else "duckdb"
+            raise click.ClickException(str(MissingExtra("duckdb", extra, "this command"))) from error
+        except (ClipEmbedError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -104,13 +107,12 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
     if index.embedded:
         click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)
-    if page:
-        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
     if as_json:
         click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
     else:
-        click.echo(format_table(("score", "photo"), best))
+        click.echo(format_table(("score", "photo"), best, widest=4096))
     if page:
+        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
         click.echo(f"Gallery: {page.resolve()}", err=as_json)
     _report_failures(index.failures)
 
@@ -135,27 +137,15 @@ def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> N
     Without -c the statements are read from the standard input: type them, each ended by a
     semicolon. The functions are clip_sim, clip_score, clip_image, clip_text and clip_error.
     """
-    from clip_embed._sql import run_queries, run_session
+    from clip_embed._sql import connect, run_queries, run_session
     from clip_embed_duckdb import register
 
-    connection = _connect(database)
+    connection = connect(database)
     register(connection, ClipEmbedder(model or default_model()))
     done = run_queries(connection, queries) if queries else run_session(connection)
     connection.close()
     if not done:
         sys.exit(1)
-
-
-def _connect(database: Path | None) -> duckdb.DuckDBPyConnection:
-    import duckdb
-
-    try:
-        connection = duckdb.connect(str(database) if database else ":memory:")
-    except duckdb.Error as error:
-        raise click.ClickException(f"cannot open {database}: {error}") from error
-    if not sys.stdout.isatty():
-        connection.execute("SET enable_progress_bar = false")
-    return connection
 
 
 @main.command()

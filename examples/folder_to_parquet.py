@@ -2,7 +2,7 @@
 
     python examples/folder_to_parquet.py PHOTOS vectors.parquet
 
-CLIP_EMBED_MODEL chooses the model, for instance `offline`.
+CLIP_EMBED_MODEL chooses the model; without it the example takes `offline`.
 """
 
 import os
@@ -17,7 +17,7 @@ from clip_embed import ClipEmbedder
 
 def main(folder: str, target: str) -> int:
     """Write (path, vector) of all JPEG and PNG files below `folder`; return the number of failures."""
-    clip = ClipEmbedder(os.environ["CLIP_EMBED_MODEL"])
+    clip = ClipEmbedder(os.environ.get("CLIP_EMBED_MODEL", "offline"))
     schema = pa.schema(
         {"path": pa.string(), "vector": pa.list_(pa.float32(), clip.dim)},
         metadata={"clip_embed_space": clip.space},
@@ -40,4 +40,6 @@ def main(folder: str, target: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     sys.exit(1 if main(*sys.argv[1:]) else 0)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
+from clip_embed import ClipEmbedder
+from clip_embed._catalog import KNOWN_MODELS
+from clip_embed._folder_index import find_photos, index_folder
 from clip_embed.cli import main
 from clip_embed.demo import captions, photos
 
@@ -133,3 +138,67 @@ def test_every_command_and_option_is_documented(command: str) -> None:
     assert described.help
     for parameter in described.params:
         assert parameter.param_type_name == "argument" or getattr(parameter, "help", None), parameter.name
+
+
+def test_a_name_that_is_not_utf8(few_photos: Path, tmp_path: Path) -> None:
+    """File names are bytes: one that is no UTF-8 is found, kept and printed."""
+    photo = next(few_photos.glob("*.jpg"))
+    try:
+        shutil.copy(photo, os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    for _ in range(2):
+        page = tmp_path / "gallery.html"
+        result = run("search", str(tmp_path), "a car", "--model", "offline", "--html", str(page))
+        assert result.exit_code == 0, result.output
+        assert "odd" in result.stdout
+    assert "Embedded" not in result.stderr
+
+
+def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle: the next run embeds only the rest."""
+    for number in range(40):
+        with Image.open(photos()[number % 5]) as image:
+            image.convert("RGB").rotate(number).save(tmp_path / f"{number:02}.jpg")
+    embedder = ClipEmbedder("offline")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    found = find_photos(tmp_path)
+    calls = iter([lambda _: None, lambda _: None, interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        index_folder(tmp_path, found, embedder, lambda n: next(calls)(n))
+    again = index_folder(tmp_path, found, embedder, lambda _: None)
+    assert len(again.paths) == 40
+    assert 0 < again.embedded < 40
+
+
+def test_errors_of_the_system_are_one_line(few_photos: Path) -> None:
+    """A gallery that cannot be written is an error after the answer, not a traceback."""
+    result = run("search", str(few_photos), "a car", "--model", "offline", "--html", "/no/such/folder/g.html")
+    assert result.exit_code == 1
+    assert "score" in result.stdout
+    assert "No such file or directory" in result.stderr
+
+
+def test_sql_shows_times_with_zones(few_photos: Path) -> None:
+    """read_blob's last_modified is one: what DuckDB needs for it comes with the extra."""
+    query = f"SELECT * FROM read_blob('{few_photos}/*.jpg')"
+    result = run("sql", "--model", "offline", "-c", query)
+    assert result.exit_code == 0, result.output
+
+
+def test_the_readme_lists_the_same_models() -> None:
+    """`clip-embed models` and the README's table say the same."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for model in KNOWN_MODELS:
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{model.name}`"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+        assert cells == [
+            model.what,
+            str(model.dim),
+            model.licence,
+            str(model.imagenet or "–"),
+            model.coco or "–",
+        ]

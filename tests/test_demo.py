@@ -98,6 +98,18 @@ def test_the_text_of_the_demo_may_hold_quotes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_the_demo_spares_a_table_of_your_own(tmp_path: Path) -> None:
+    """A photos.duckdb with a table photos that the demo did not make is refused, and kept."""
+    database = str(tmp_path / "photos.duckdb")
+    with duckdb.connect(database) as connection:
+        connection.execute("CREATE TABLE photos AS SELECT 'mine.jpg' AS file, NULL::BLOB AS img")
+    result = CliRunner().invoke(main, ["demo", "--to", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "choose another folder" in result.stderr
+    with duckdb.connect(database) as connection:
+        assert connection.execute("SELECT file FROM photos").fetchall() == [("mine.jpg",)]
+
+
 def test_every_photo_has_a_source_and_a_licence() -> None:
     """SOURCES.md names each photo of captions.csv, no file is left over, none is over 30 KB."""
     sources = (FOLDER / "SOURCES.md").read_text("utf-8")

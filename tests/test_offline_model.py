@@ -77,7 +77,7 @@ def test_constructor_is_cheap() -> None:
     """Import, constructor, dim and space load neither torch nor the packages with the weights."""
     code = (
         "import sys; from clip_embed.offline import OfflineModel; model = OfflineModel()\n"
-        "assert model.dim == 747 and model.space.startswith('clip-embed-offline-1:')\n"
+        "assert model.dim == 747 and model.space.startswith('offline:747:')\n"
         f"print([name for name in ('torch', 'sentence_transformers', *{PACKAGES}) if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603

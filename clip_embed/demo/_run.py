@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import duckdb
 
 from clip_embed import ClipEmbedder
 from clip_embed._gallery import Tile, write_gallery
+from clip_embed._sql import connect
 from clip_embed._table import format_table
 from clip_embed.demo import photos
 from clip_embed_duckdb import register
@@ -33,7 +35,8 @@ def run_demo(text: str, folder: Path) -> None:
     started = time.perf_counter()
     embedder.load()
     click.echo(f"Loaded the model in {time.perf_counter() - started:.1f} s, on {embedder.device}.")
-    with duckdb.connect(str(database)) as connection:
+    with connect(database) as connection:
+        _check_table(connection, database)
         register(connection, embedder)
         milliseconds = _fill(connection, embedder)
         count = len(photos())
@@ -50,7 +53,24 @@ def run_demo(text: str, folder: Path) -> None:
     tiles = [Tile(image, name, scores[name]) for name, image in rows]
     write_gallery(page, f"{text} – {count} photos, best first", query, tiles)
     click.echo(f"\nGallery: {page.resolve()}")
-    click.echo(f'Next:    clip-embed sql --model offline {database} -c "{_NEXT}"')
+    click.echo(f'Next:    clip-embed sql --model offline {shlex.quote(str(database))} -c "{_NEXT}"')
+
+
+def _check_table(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
+    """Refuse to replace a table that the demo did not make."""
+    columns = connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = 'photos' ORDER BY column_index"
+    ).fetchall()
+    if not columns:
+        return
+    ours = [path.name for path in photos()]
+    if [name for (name,) in columns] == ["file", "img"]:
+        foreign = connection.execute(
+            "SELECT count(*) FROM photos WHERE file NOT IN (SELECT unnest(?))", [ours]
+        )
+        if foreign.fetchall() == [(0,)]:
+            return
+    raise click.ClickException(f"{database} has a table photos of its own: choose another folder with --to")
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> float:

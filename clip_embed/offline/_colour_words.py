@@ -64,6 +64,9 @@ PICTURE_WORDS = (
 )
 """Words that name no object: a text of only these and colours asks for a colour alone."""
 
+RULES = (SYNONYMS, FIXED_EXPRESSIONS, NOT_THE_OBJECT, PICTURE_WORDS)
+"""What the reading of a text depends on: part of the model's space."""
+
 _WORDS = "|".join(sorted((*COLOUR_TERMS, *SYNONYMS), key=len, reverse=True))
 _SHADE = r"(?:bright|dark|deep|light|pale|vivid)"
 _COLOUR = re.compile(rf"\b(?:{_SHADE}[ -])?({_WORDS})\b(?:[ -]colou?red\b|[ -]painted\b)?", re.IGNORECASE)

