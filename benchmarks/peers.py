@@ -74,8 +74,8 @@ def open_sentence_transformers(contender: Contender, folder: Path) -> Opened:
     """Encode the paths with the default batch size, 32."""
     from sentence_transformers import SentenceTransformer
 
-    options = {"model_kwargs": {"dtype": "bfloat16"}} if contender.precision == "bf16" else {}
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, **options)
+    options = {"dtype": "bfloat16"} if contender.precision == "bf16" else None
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
     return Opened(lambda paths: np.asarray(model.encode(paths, show_progress_bar=False), np.float32))
 
 

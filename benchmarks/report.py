@@ -98,7 +98,7 @@ def table(results: dict[str, Any]) -> str:
         files = outcome["files"]
         lines += [
             "",
-            f"{name}: {files['images']} files of {files['mean_bytes'] / 1000:,.0f} KB, {_size(files)}",
+            f"{name}: {files['images']} {_size(files)} JPEG files, {_bytes(files)}",
         ]
         head = f"{'':28s}{'images/s':>9s}{'wall ms':>9s}{'CPU ms':>9s}{'peak MB':>9s}{'cosine':>10s}"
         lines.append(head + "".join(f"  × {rival} wall (range), CPU" for rival in RIVALS))
@@ -122,7 +122,12 @@ def _cell(ratio: dict[str, dict[str, float]]) -> str:
 
 def _size(files: dict[str, Any]) -> str:
     megapixels = files["width"] * files["height"] / 1e6
-    return f"{megapixels:.0f} megapixels" if megapixels >= 1 else f"{files['width']} × {files['height']}"
+    return f"{megapixels:.0f}-megapixel" if megapixels >= 1 else f"{files['width']} × {files['height']}"
+
+
+def _bytes(files: dict[str, Any]) -> str:
+    size = files["mean_bytes"]
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} KB"
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -157,7 +162,7 @@ def chart(results: dict[str, Any]) -> str:
 def _panel(outcome: dict[str, Any], top: int) -> tuple[list[str], int]:
     """The bars of one set and where the next panel begins."""
     files, rows = outcome["files"], outcome["summary"]
-    title = f"{_size(files)} JPEG, {files['mean_bytes'] / 1000:,.0f} KB"
+    title = f"{_size(files)} JPEG, {_bytes(files)}"
     parts = [_text(20, top + 20, title, 14, weight="600")]
     y = top + 32
     longest = max((row["images_per_s"] for row in rows.values()), default=1)
