@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from itertools import zip_longest
 from queue import SimpleQueue
 
@@ -211,17 +210,17 @@ def test_an_endless_input_is_read_a_little_ahead(
         assert pulled == [0]
         for _, batch in zip(range(60), stream, strict=False):
             given += len(batch.indices)
-            assert pulled[0] - given <= 4 * batch_size + 2 * workers
+            assert pulled[0] - given <= 5 * batch_size + 2 * workers
     assert decode_threads() == []
 
 
-class Watched(SimpleQueue["Future[object]"]):
+class Watched(SimpleQueue[Callable[[], None]]):
     """Calls back when the stream is about to wait for an image."""
 
     def __init__(self, waiting: Callable[[], None]) -> None:
         self._waiting = waiting
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Future[object]:
+    def get(self, block: bool = True, timeout: float | None = None) -> Callable[[], None]:
         """Call back, then wait."""
         self._waiting()
         return super().get(block, timeout)
@@ -248,7 +247,7 @@ def test_results_behind_a_slow_image_are_bounded(
             yield picture
 
     stream = ClipEmbedder(Gate(wait), batch_size=4, workers=2).stream_images(source())
-    watched = Watched(lambda: nothing_else.set() if len(stream._pending) == 1 else None)
+    watched = Watched(lambda: nothing_else.set() if stream._under_way - len(stream._ready) == 1 else None)
     monkeypatch.setattr(stream, "_finished", watched)
     assert sum(len(batch.indices) for batch in stream) == 801
     assert 50 <= most[0] <= 50 + 2 * (2 * 4 + 2 * 2)
@@ -259,13 +258,13 @@ def test_results_behind_a_slow_image_are_bounded(
 def test_bytes_under_way_are_bounded(photo: Photo, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images handed in by value, also in mappings, count against a limit in bytes."""
     encoded = encode(photo(), "PNG")
-    monkeypatch.setattr(_pipeline, "_MAX_WAITING_BYTES", 3 * len(encoded))
+    monkeypatch.setattr(_pipeline, "_MAX_HELD_BYTES", 3 * len(encoded))
     under_way: list[int] = []
 
     def source() -> Iterator[object]:
         for item in [encoded, {"bytes": encoded}] * 25:
             yield item
-            under_way.append(len(stream._pending))
+            under_way.append(stream._preparing)
 
     stream = ClipEmbedder(FakeModel(), batch_size=16, workers=1, cache=None).stream_images(source())  # type: ignore[arg-type]
     assert sum(len(batch.indices) for batch in stream) == 50
