@@ -32,8 +32,8 @@ def resolve_device(device: str) -> str:
 def suggest_batch_size(device: str) -> int:
     """Return how many images to run at once.
 
-    On a CPU the time of an image is flat from 4 to 16 (benchmarks/batch_size.py). On a GPU a fixed
-    share of the free memory, as a power of two; where that is too much, the batcher halves it.
+    On a CPU the time of an image is flat around 8 (benchmarks/pipeline.py). On a GPU what the free
+    memory holds, as a power of two; where that is too much, it is halved later on.
     """
     import torch
 
@@ -42,7 +42,8 @@ def suggest_batch_size(device: str) -> int:
     if device.partition(":")[0] != "cuda":
         return 64
     free, _ = torch.cuda.mem_get_info(device)
-    return min(256, max(8, 1 << (free // _BYTES_PER_IMAGE).bit_length() - 1))
+    images = max(8, min(256, free // _BYTES_PER_IMAGE))
+    return 1 << images.bit_length() - 1
 
 
 def stable_shape(rows: int, batch_size: int, device: str) -> int:

@@ -251,7 +251,7 @@ class ClipEmbedder:
         outcomes = self._towers.embed_texts([_well_formed(text) for text in texts]) if texts else []
         for text, vector in zip(texts, outcomes, strict=True):
             if isinstance(vector, MemoryError):
-                raise ModelError(f"out of memory for the text {text[:60]!r} alone: {vector}")
+                raise ModelError(f"the model ran out of memory on the text {text[:60]!r} alone: {vector}")
             if not has_direction(vector):
                 raise ModelError(f"the model gave no finite vector for the text {text[:60]!r}")
             vectors.append(vector)

@@ -124,12 +124,9 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _run(self) -> Generator[EmbeddedBatch]:
         with ExitStack() as threads:
-            size = max(self._workers, self._streams) if self._streams > 1 else self._workers
-            pool = runner = ThreadPoolExecutor(size, "clip-embed", limit_torch, (1,))
-            threads.callback(pool.shutdown, cancel_futures=True)
+            pool = runner = _open_pool(threads, max(self._workers, self._streams), torch_threads=1)
             if self._streams == 1:
-                runner = ThreadPoolExecutor(1, "clip-embed-forward", limit_torch, (usable_cores(),))
-                threads.callback(runner.shutdown, cancel_futures=True)
+                runner = _open_pool(threads, 1, torch_threads=usable_cores())
             while True:
                 self._read(pool)
                 self._launch(runner)
@@ -194,8 +191,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
         ):
             batch, self._ready = self._ready[:size], self._ready[size:]
             work = partial(self._forward, [prepared for _, prepared in batch])
-            if self._alone and self._exhausted and not self._under_way - size:
-                self._embedded(batch, work(True))  # nothing to overlap with: it takes all cores, here
+            if self._alone and self._exhausted and self._under_way == len(batch):
+                self._embedded(batch, work(True))  # nothing to overlap with: here, with all cores
                 return
             self._alone = False
             self._forwards += 1
@@ -244,6 +241,13 @@ class ImageStream(Iterator[EmbeddedBatch]):
             failures=tuple(failures),
             keys=tuple(item.key for item, _ in rows),
         )
+
+
+def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> ThreadPoolExecutor:
+    """Return a pool that ends with the stack; what nobody has begun by then is dropped."""
+    pool = ThreadPoolExecutor(size, "clip-embed", limit_torch, (torch_threads,))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool
 
 
 def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:

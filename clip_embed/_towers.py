@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from clip_embed._batcher import Batcher, Halving, Outcome
-from clip_embed._cores import torch_threads
+from clip_embed._cores import torch_threads, usable_cores
 from clip_embed._device import resolve_device, stable_shape, suggest_batch_size
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
@@ -21,7 +21,7 @@ _TEXTS_PER_BATCH = 256  # that threads share; the texts of one call stay togethe
 
 
 class Towers:
-    """Embeds rows of any threads, one call of the model at a time, in batches that they share.
+    """Embeds rows of any threads: one call at a time, which they share, or one call for each core.
 
     `opener` opens the model, `device` is where it runs, `batch_size` how many images it takes at once.
     """
@@ -31,10 +31,11 @@ class Towers:
     ) -> None:
         self._opener = opener
         self._wanted_device = device
-        self._batch_size = batch_size
+        self._wanted_batch_size: int | Literal["auto"] = batch_size
         self._opened: Model | None = None
         self._pid: int | None = None  # the process in which the weights were loaded
         self._turn = threading.RLock()
+        self._cores = threading.Semaphore(usable_cores())
         self._run_images = Halving(self._embed_pixels)
         self._images = Batcher(self._run_images, self._turn)
         self._texts = Batcher(Halving(self._embed_texts), self._turn)
@@ -54,23 +55,21 @@ class Towers:
         """The device of torch that the model runs on, "auto" resolved."""
         return resolve_device(self._wanted_device)
 
-    @property
+    @cached_property
     def batch_size(self) -> int:
         """How many images run at once, "auto" resolved."""
-        if self._batch_size == "auto":
-            self._batch_size = suggest_batch_size(self.device)
-        return self._batch_size
+        wanted = self._wanted_batch_size
+        return suggest_batch_size(self.device) if wanted == "auto" else wanted
 
     @cached_property
     def streams(self) -> int:
-        """How many forward passes run side by side, each on one core; 1 has all the cores of torch."""
+        """How many forward passes run side by side, each on one core; a single one has all of torch's.
+
+        Ask first in a thread of the user's: what torch may use is a matter of the thread.
+        """
         if not getattr(self.model, "parallel", False) or self.device != "cpu":
             return 1
         return torch_threads()
-
-    @cached_property
-    def _slots(self) -> threading.Semaphore:
-        return threading.Semaphore(self.streams)
 
     def load(self) -> None:
         """Load the weights now rather than on first use; idempotent."""
@@ -98,7 +97,7 @@ class Towers:
         self._ensure_loaded()
         if alone or self.streams == 1:
             return self._images.embed(pixels, batch_size=self.batch_size)
-        with self._slots:
+        with self._cores:
             return self._run_images(pixels)
 
     def embed_texts(self, texts: Sequence[str]) -> list[Outcome]:
