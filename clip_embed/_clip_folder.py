@@ -72,6 +72,8 @@ class ClipFolder:
     Raises ModelUnsupported where the folder is not one of a CLIP model.
     """
 
+    parallel = True  # `embed_images` may be called by several threads at once
+
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self._folder = folder
         self._device = device

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -14,18 +12,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from clip_embed._cache import MemoryCache
-from clip_embed._device import resolve_device
+from clip_embed._cores import usable_cores
 from clip_embed._images import ImageInput, decode, describe, read_encoded, to_pixels
 from clip_embed._models import DEFAULT_MODEL, check_model, open_model
 from clip_embed._pipeline import ImageStream, Prepared
+from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import has_direction, unit_rows
-from clip_embed.errors import ImageBatchError, ImageError, ModelError, ModelForked, SpaceMismatch
+from clip_embed.errors import ImageBatchError, ImageError, ModelError, SpaceMismatch
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
-
-_BATCH_SIZE = {"cpu": 16}
-_BATCH_SIZE_ACCELERATOR = 128
 
 
 class ClipEmbedder:
@@ -71,13 +67,10 @@ class ClipEmbedder:
         self._source = model
         self._device = device
         self._precision = "exact" if precision == "exact" else "fp32"
-        self._batch_size: int | Literal["auto"] = batch_size
         self._workers: int | Literal["auto"] = workers
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
-        self._opened: Model | None = None
-        self._pid: int | None = None  # the process in which the weights were loaded
-        self._lock = threading.RLock()
+        self._towers = Towers(lambda: open_model(model, device), device=device, batch_size=batch_size)
 
     def __repr__(self) -> str:
         source = describe(self._source)
@@ -86,12 +79,7 @@ class ClipEmbedder:
     @property
     def model(self) -> Model:
         """The opened model; its weights may not be loaded yet."""
-        if (opened := self._opened) is not None:  # no lock: decode threads ask during a forward pass
-            return opened
-        with self._lock:
-            if self._opened is None:
-                self._opened = open_model(self._source, self._device)
-            return self._opened
+        return self._towers.model
 
     @property
     def dim(self) -> int:
@@ -106,7 +94,7 @@ class ClipEmbedder:
     @property
     def device(self) -> str:
         """The device of torch that the model runs on, "auto" resolved."""
-        return resolve_device(self._device)
+        return self._towers.device
 
     @property
     def precision(self) -> str:
@@ -120,12 +108,7 @@ class ClipEmbedder:
 
     def load(self) -> None:
         """Load the weights now rather than on first use; idempotent."""
-        self._check_process()
-        with self._lock:
-            load = getattr(self.model, "load", None)
-            if callable(load):
-                load()
-            self._pid = os.getpid()
+        self._towers.load()
 
     def embed_images(self, images: Images) -> Float32:
         """Return float32 (n, d), rows of unit length, in input order; empty input gives (0, d).
@@ -153,14 +136,15 @@ class ClipEmbedder:
         the iterating thread, a little ahead of the output. Use it as a context manager where
         the loop may be left early.
         """
-        self._check_process()
+        self._towers.check_process()
         return ImageStream(
             _iterate(images),
             prepare=self._prepare,
             forward=self._forward,
+            streams=self._towers.streams,
             dim=self.dim,
-            batch_size=self._images_per_batch(),
-            workers=_usable_cores() if self._workers == "auto" else self._workers,
+            batch_size=self._towers.batch_size,
+            workers=usable_cores() if self._workers == "auto" else self._workers,
         )
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
@@ -176,7 +160,7 @@ class ClipEmbedder:
         for index, text in enumerate(wanted):
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"text {index} must be a str, not {type(text).__name__}")
-        self._check_process()
+        self._towers.check_process()
         known: dict[str, Float32] = {}
         for text in dict.fromkeys(wanted):
             entry = self._cache.get(_text_key(text)) if self._cache else None
@@ -239,59 +223,44 @@ class ClipEmbedder:
             )
         return Prepared(content, np.ascontiguousarray(pixels))
 
-    def _forward(self, batch: list[Prepared]) -> list[Float32 | ImageError]:
-        """Embed one batch of decoded images: a unit vector (d,) each, or why there is none."""
-        decoded = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-        if len(shapes := {image.shape for image in decoded}) > 1:
-            raise ModelError(f"the prepare of the model's image_spec gave images of several shapes: {shapes}")
-        pixels = np.stack(decoded)
-        vectors = self._run("embed_images", pixels)
-        outcomes: list[Float32 | ImageError] = []
-        for prepared, vector in zip(batch, vectors, strict=True):
-            if not has_direction(vector):
-                outcomes.append(ImageError("the model gave no finite vector for it"))
-                continue
-            outcomes.append(vector)
-            if self._cache and prepared.content:
-                self._cache.put(prepared.content, vector)
-        return outcomes
+    def _forward(self, batch: Sequence[Prepared], alone: bool) -> list[Float32 | ImageError]:
+        """Embed one batch of decoded images: a unit vector (d,) each, or why there is none.
 
-    def _embed_new_texts(self, texts: Sequence[str]) -> Float32:
-        if not texts:
-            return np.empty((0, self.dim), np.float32)
-        vectors = self._run("embed_texts", [_well_formed(text) for text in texts])
-        for text, vector in zip(texts, vectors, strict=True):
+        Equal content is embedded once, also where it became known while this batch waited.
+        """
+        outcomes: dict[bytes | int, Float32 | ImageError] = {}
+        new: dict[bytes | int, UInt8] = {}
+        names = [prepared.content or place for place, prepared in enumerate(batch)]
+        for name, prepared in zip(names, batch, strict=True):
+            known = self._cache.get(name) if self._cache and isinstance(name, bytes) else None
+            if known is not None:
+                outcomes[name] = known
+            elif prepared.pixels is not None:
+                new.setdefault(name, prepared.pixels)
+        vectors = self._towers.embed_images(list(new.values()), alone=alone) if new else []
+        for name, vector in zip(new, vectors, strict=True):
+            if isinstance(vector, MemoryError):
+                reason = f"the model ran out of memory on it alone: {vector}"
+                outcomes[name] = ImageError(reason, retryable=True)
+            elif not has_direction(vector):
+                outcomes[name] = ImageError("the model gave no finite vector for it")
+            else:
+                outcomes[name] = vector
+                if self._cache and isinstance(name, bytes):
+                    self._cache.put(name, vector)
+        return [outcomes[name] for name in names]
+
+    def _embed_new_texts(self, texts: Sequence[str]) -> list[Float32]:
+        """Return a unit vector (d,) for each text, in order; ModelError where there is none."""
+        vectors: list[Float32] = []
+        outcomes = self._towers.embed_texts([_well_formed(text) for text in texts]) if texts else []
+        for text, vector in zip(texts, outcomes, strict=True):
+            if isinstance(vector, MemoryError):
+                raise ModelError(f"the model ran out of memory on the text {text[:60]!r} alone: {vector}")
             if not has_direction(vector):
                 raise ModelError(f"the model gave no finite vector for the text {text[:60]!r}")
+            vectors.append(vector)
         return vectors
-
-    def _run(self, tower: Literal["embed_images", "embed_texts"], rows: UInt8 | Sequence[str]) -> Float32:
-        """Run one tower over at least one row, one call at a time; float32 (n, d), unit rows."""
-        self._check_process()
-        with self._lock:
-            self._pid = os.getpid()
-            vectors = np.asarray(getattr(self.model, tower)(rows), np.float32)
-        if vectors.shape != (len(rows), self.dim):
-            raise ModelError(
-                f"{type(self.model).__name__}.{tower} gave {vectors.shape} for {len(rows)} rows of dimension "
-                f"{self.dim}"
-            )
-        return unit_rows(vectors)
-
-    def _check_process(self) -> None:
-        """Refuse to use a model that was loaded before a fork: torch would hang."""
-        if self._pid not in (None, os.getpid()):
-            raise ModelForked(
-                "this process was forked after the model was loaded: make a ClipEmbedder in the child, "
-                'or start workers with the "spawn" method'
-            )
-
-    def _images_per_batch(self) -> int:
-        if self._batch_size != "auto":
-            return self._batch_size
-        if not isinstance(self._source, (str, Path)):
-            return _BATCH_SIZE["cpu"]  # a model of the user's own: ask nothing of torch
-        return _BATCH_SIZE.get(self.device, _BATCH_SIZE_ACCELERATOR)
 
 
 def _iterate(images: object) -> Iterable[object]:
@@ -318,8 +287,3 @@ def _well_formed(text: str) -> str:
 
 def _text_key(text: str) -> bytes:
     return hashlib.sha256(b"text\0" + text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

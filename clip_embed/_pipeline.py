@@ -1,28 +1,41 @@
-"""The pipe from images to vectors: decode in threads beside the forward pass, order kept.
+"""The pipe from images to vectors: reading, decoding, the forward pass and the caller overlap.
 
-The thread that iterates reads the input and runs the model; a pool of threads reads files and
-decodes. Batches form in the order in which images become ready, and the input's order is
-restored on the vectors, which are small: one slow image does not hold the others up. What is
-under way is bounded in number and in bytes, so memory does not grow with the input.
+The thread that iterates reads the input and decides what happens next. Threads of a pool read
+files, decode and run the model; the model also works while the caller deals with a batch. They
+share no state: each gets its work as a future, whose result comes back through one queue.
+
+A model that may be called by several threads at once runs in the pool, one core for each batch:
+one pool with a thread for each core does all the work, so no core is idle and none is fought over.
+(Threads of torch that wait for each other spin: with other work on the cores that took 4 times
+the CPU time.) Any other model has a thread to itself beside the pool, and torch's own threads.
+
+Batches form in the order in which images become ready, and the input's order is restored on the
+vectors, which are small: one slow image does not hold the others up. What is under way is bounded
+in number and in bytes, so memory does not grow with the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self, TypeGuard, cast
+from typing import Self, TypeAlias, TypeGuard, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
+from clip_embed._cores import limit_torch, usable_cores
 from clip_embed._images import describe
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
 from clip_embed.errors import ImageError
 
-_MAX_WAITING_BYTES = 256 * 1024 * 1024  # of images handed in by value
+T = TypeVar("T")
+
+_MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
 
 
@@ -35,6 +48,11 @@ class Prepared:
     pixels: UInt8 | None
     vector: Float32 | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds until it is embedded."""
+        return 0 if self.pixels is None else self.pixels.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -43,6 +61,9 @@ class _Item:
     name: str
     size: int
     """Bytes that the image keeps in memory until it is decoded."""
+
+
+_Batch: TypeAlias = list[tuple[_Item, Prepared]]
 
 
 class ImageStream(Iterator[EmbeddedBatch]):
@@ -56,7 +77,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
         images: Iterable[object],
         *,
         prepare: Callable[[object], Prepared],
-        forward: Callable[[list[Prepared]], list[Float32 | ImageError]],
+        forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
+        streams: int,
         dim: int,
         batch_size: int,
         workers: int,
@@ -67,12 +89,17 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._dim = dim
         self._batch_size = batch_size
         self._workers = workers
-        self._window = 2 * batch_size + 2 * workers
-        self._pending: dict[Future[Prepared], _Item] = {}
-        self._finished: SimpleQueue[Future[Prepared]] = SimpleQueue()
-        self._ready: list[tuple[_Item, Prepared]] = []
+        self._streams = streams
+        self._max_forwards = streams + 1  # one more follows while the caller is busy
+        self._window = (self._max_forwards + 1) * batch_size + 2 * workers
+        self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._preparing = 0
+        self._ready: _Batch = []
+        self._forwards = 0
+        self._alone = True  # no batch has been sent to another thread
         self._done: dict[int, tuple[_Item, Float32 | ImageError]] = {}
-        self._waiting_bytes = 0
+        self._under_way = 0  # images read, but not done
+        self._held_bytes = 0
         self._emitted = 0
         self._exhausted = False
         self._batches = self._run()
@@ -92,34 +119,33 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self.close()
 
     def close(self) -> None:
-        """Stop reading the input and wait for the decode threads to end; idempotent."""
+        """Stop reading the input and wait for the threads to end; idempotent."""
         self._batches.close()
 
     def _run(self) -> Generator[EmbeddedBatch]:
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="clip-embed-decode")
-        try:
+        with ExitStack() as threads:
+            pool = runner = _open_pool(threads, max(self._workers, self._streams), torch_threads=1)
+            if self._streams == 1:
+                runner = _open_pool(threads, 1, torch_threads=usable_cores())
             while True:
-                self._fill(pool)
-                if self._pending and len(self._ready) < self._batch_size:
-                    self._collect()
-                elif self._ready:
-                    self._embed()
-                elif self._exhausted:
-                    break
+                self._read(pool)
+                self._launch(runner)
                 if len(self._done) >= self._batch_size and (batch := self._take()):
                     yield batch
+                elif self._under_way:
+                    self._finished.get()()
+                else:
+                    break
             if batch := self._take():
                 yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, pool: ThreadPoolExecutor) -> None:
+    def _read(self, pool: ThreadPoolExecutor) -> None:
         """Hand images to the decode threads until enough are under way."""
         while (
             not self._exhausted
-            and len(self._pending) + len(self._ready) < self._window
+            and self._under_way < self._window
             and len(self._done) < max(_MAX_WAITING_VECTORS, self._window)
-            and self._waiting_bytes < _MAX_WAITING_BYTES
+            and self._held_bytes < _MAX_HELD_BYTES
         ):
             entry = next(self._source, None)
             if entry is None:
@@ -127,33 +153,70 @@ class ImageStream(Iterator[EmbeddedBatch]):
                 return
             index, value = entry
             key, source = value if _is_keyed(value) else (None, value)
-            item = _Item(index, key, describe(source), _held_bytes(source))
-            self._waiting_bytes += item.size
-            future = pool.submit(self._prepare, source)
-            self._pending[future] = item
-            future.add_done_callback(self._finished.put)
+            item = _Item(index, key, describe(source), _size(source))
+            self._under_way += 1
+            self._preparing += 1
+            self._held_bytes += item.size
+            self._submit(pool, partial(self._prepare, source), partial(self._prepared, item))
 
-    def _collect(self) -> None:
-        """Wait for one decoded image."""
-        future = self._finished.get()
-        item = self._pending.pop(future)
-        self._waiting_bytes -= item.size
+    def _submit(
+        self, pool: ThreadPoolExecutor, work: Callable[[], T], then: Callable[[Future[T]], None]
+    ) -> None:
+        """Do the work in the pool, and then the rest in the thread that iterates."""
+        pool.submit(work).add_done_callback(lambda done: self._finished.put(partial(then, done)))
+
+    def _prepared(self, item: _Item, done: Future[Prepared]) -> None:
+        """Put one decoded image where it belongs."""
+        self._preparing -= 1
+        self._held_bytes -= item.size
         try:
-            prepared = future.result()
+            prepared = done.result()
         except ImageError as error:
             # A fresh error: the traceback of this one keeps the encoded image alive.
-            self._done[item.index] = (item, ImageError(str(error), retryable=error.retryable))
+            self._finish(item, ImageError(str(error), retryable=error.retryable))
             return
         if prepared.vector is not None:
-            self._done[item.index] = (item, prepared.vector)
+            self._finish(item, prepared.vector)
         else:
+            self._held_bytes += prepared.size
             self._ready.append((item, prepared))
 
-    def _embed(self) -> None:
-        """Run the model over one batch, in the order in which its images became ready."""
-        batch, self._ready = self._ready[: self._batch_size], self._ready[self._batch_size :]
-        for (item, _), outcome in zip(batch, self._forward([prepared for _, prepared in batch]), strict=True):
-            self._done[item.index] = (item, outcome)
+    def _launch(self, runner: ThreadPoolExecutor) -> None:
+        """Send batches to the model, in the order in which their images became ready."""
+        size = self._images_per_pass()
+        while (
+            self._ready
+            and self._forwards < self._max_forwards
+            and (len(self._ready) >= self._batch_size or not self._preparing)
+        ):
+            batch, self._ready = self._ready[:size], self._ready[size:]
+            work = partial(self._forward, [prepared for _, prepared in batch])
+            if self._alone and self._exhausted and self._under_way == len(batch):
+                self._embedded(batch, work(True))  # nothing to overlap with: here, with all cores
+                return
+            self._alone = False
+            self._forwards += 1
+            self._submit(runner, partial(work, False), partial(self._returned, batch))
+
+    def _images_per_pass(self) -> int:
+        """Return how many images run at once: at the end of the input all passes share what is left."""
+        if not self._exhausted or self._preparing:
+            return self._batch_size
+        return min(self._batch_size, -(-len(self._ready) // self._streams))
+
+    def _returned(self, batch: _Batch, done: Future[list[Float32 | ImageError]]) -> None:
+        """Note the outcome of a batch. Raises what the model raised."""
+        self._forwards -= 1
+        self._embedded(batch, done.result())
+
+    def _embedded(self, batch: _Batch, outcomes: list[Float32 | ImageError]) -> None:
+        for (item, prepared), outcome in zip(batch, outcomes, strict=True):
+            self._held_bytes -= prepared.size
+            self._finish(item, outcome)
+
+    def _finish(self, item: _Item, outcome: Float32 | ImageError) -> None:
+        self._under_way -= 1
+        self._done[item.index] = (item, outcome)
 
     def _take(self) -> EmbeddedBatch | None:
         """Take what is finished and next in order; None where the next image is still under way."""
@@ -180,13 +243,20 @@ class ImageStream(Iterator[EmbeddedBatch]):
         )
 
 
+def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> ThreadPoolExecutor:
+    """Return a pool that ends with the stack; what nobody has begun by then is dropped."""
+    pool = ThreadPoolExecutor(size, "clip-embed", limit_torch, (torch_threads,))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool
+
+
 def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:
     """Whether an item of the input is a (key, image) pair."""
     return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2
 
 
-def _held_bytes(source: object) -> int:
-    """Size of an image that is handed in by value."""
+def _size(source: object) -> int:
+    """Bytes in memory of an image that is handed in by value."""
     if isinstance(source, Mapping):
         source = cast("Mapping[str, object]", source).get("bytes")
     if isinstance(source, Image.Image):

@@ -107,7 +107,8 @@ class Model(Protocol):
 
     `dim` and `space` must be known without a forward pass. The two methods may be called from
     several threads, one call at a time, with at least one row. Rows need not be of unit length:
-    the embedder normalises them.
+    the embedder normalises them. One whose `embed_images` may run in several threads at once says so
+    by an attribute `parallel = True`: on a CPU it then gets one batch for each core.
     """
 
     @property

@@ -35,6 +35,9 @@ class OfflineModel:
     Raises MissingExtra where a package of the extra `offline` is not installed.
     """
 
+    parallel = True
+    """`embed_images` may be called by several threads at once."""
+
     def __init__(self, device: str = "cpu") -> None:
         require_packages()
         self._device = device

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from itertools import zip_longest
+from itertools import count, zip_longest
 from queue import SimpleQueue
 
 import numpy as np
@@ -193,6 +192,140 @@ def test_decoding_goes_on_beside_the_model(pictures: list[Image.Image]) -> None:
     assert clip.embed_images(images).shape == (40, 16)
 
 
+def test_the_model_works_while_the_caller_is_busy(pictures: list[Image.Image]) -> None:
+    """The caller holds the first batch until the model has done the second."""
+    decoded = threading.Semaphore(0)
+
+    class Slow(Gate):
+        """Its first batch takes until the images of the second are decoded."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Wait for eight images."""
+            if not self.calls[0]:
+                assert all(decoded.acquire(timeout=TIMEOUT) for _ in range(8))
+            return super().embed_images(pixels)
+
+    model = Slow(lambda _: decoded.release())
+    with ClipEmbedder(model, batch_size=4, workers=1).stream_images(pictures) as stream:
+        next(stream)
+        assert all(model.embedded.acquire(timeout=TIMEOUT) for _ in range(8))
+
+
+def test_a_model_for_several_threads_gets_several_batches_at_once(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, decode_threads: Threads
+) -> None:
+    """Where a model says that it may, as many batches run side by side as torch has threads."""
+    for name in ("torch_threads", "usable_cores"):
+        monkeypatch.setattr(f"clip_embed._towers.{name}", lambda: 3)
+    together, number = threading.Barrier(3), count()
+
+    class Parallel(FakeModel):
+        """Its first three batches wait for each other."""
+
+        parallel = True
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Wait for the two others."""
+            if next(number) < 3:
+                together.wait(TIMEOUT)
+            return super().embed_images(pixels)
+
+    model = Parallel()
+    clip = ClipEmbedder(model, batch_size=4, workers=1, device="cpu", cache=None)
+    got = clip.embed_images(pictures[:30])
+    np.testing.assert_allclose(got, ClipEmbedder(FakeModel()).embed_images(pictures[:30]), atol=1e-6)
+    assert decode_threads() == []
+
+
+def test_a_single_batch_runs_in_the_callers_thread(pictures: list[Image.Image]) -> None:
+    """There is nothing to overlap with, so no thread is started for the model."""
+    names: list[str] = []
+
+    class Named(FakeModel):
+        """Remembers its threads."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Remember."""
+            names.append(threading.current_thread().name)
+            return super().embed_images(pixels)
+
+    ClipEmbedder(Named(), batch_size=8).embed_images(pictures[:8])
+    assert names == [threading.current_thread().name]
+
+
+def test_equal_images_of_one_stream_are_embedded_once(photo: Photo, encode: Encode) -> None:
+    """Also while the first of them is still under way; not without a cache, which tells them apart."""
+    encoded = [encode(photo(24, 16, seed)) for seed in range(3)]
+    for cache, rows in (("memory", 3), (None, 60)):
+        model = FakeModel()
+        clip = ClipEmbedder(model, batch_size=4, workers=2, cache=cache)  # type: ignore[arg-type]
+        got = clip.embed_images(encoded * 20)
+        assert sum(model.calls[0]) == rows
+        np.testing.assert_allclose(got, np.tile(got[:3], (20, 1)), atol=1e-6)
+
+
+class Crowded(FakeModel):
+    """Has memory for `most` images at a time, and none for the pictures in `heavy`."""
+
+    parallel = False
+
+    def __init__(self, most: int, heavy: Float32, parallel: bool) -> None:
+        super().__init__()
+        self.parallel = parallel
+        self._most = most
+        self._heavy = heavy
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """Run out of memory, or embed."""
+        vectors = super().embed_images(pixels)
+        units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        near = np.abs(units[:, None] - self._heavy[None]).max(axis=2) < 1e-5
+        if len(pixels) > self._most or near.any():
+            raise MemoryError("injected")
+        return vectors
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    order=st.lists(st.integers(0, 39), max_size=60),
+    broken=st.sets(st.integers(0, 39), max_size=6),
+    heavy=st.sets(st.integers(0, 39), max_size=6),
+    most=st.integers(1, 12),
+    batch_size=st.integers(1, 20),
+    workers=st.integers(1, 4),
+    options=st.tuples(st.booleans(), st.booleans()),
+)
+def test_any_images_any_batch_size_any_lack_of_memory(
+    pictures: list[Image.Image],
+    vectors: Float32,
+    order: list[int],
+    broken: set[int],
+    heavy: set[int],
+    most: int,
+    batch_size: int,
+    workers: int,
+    options: tuple[bool, bool],
+) -> None:
+    """The same vectors in the same order, and every failure once, with its reason."""
+    parallel, cached = options
+    model = Crowded(most, vectors[sorted(heavy)], parallel)
+    clip = ClipEmbedder(
+        model, device="cpu", batch_size=batch_size, workers=workers, cache="memory" if cached else None
+    )
+    with clip.stream_images([b"junk" if n in broken else pictures[n] for n in order]) as stream:
+        batches = list(stream)
+    indices = [int(index) for batch in batches for index in batch.indices]
+    good = [index for index, n in enumerate(order) if n not in broken | heavy]
+    assert indices == good
+    for batch in batches:
+        np.testing.assert_allclose(batch.vectors, vectors[[order[n] for n in batch.indices]], atol=1e-6)
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert [failure.index for failure in failures] == [n for n in range(len(order)) if n not in good]
+    for failure in failures:
+        assert failure.retryable == (order[failure.index] not in broken)
+        assert ("out of memory on it alone" in failure.reason) == failure.retryable
+
+
 def endless(pulled: list[int], picture: Image.Image) -> Iterator[Image.Image]:
     """Yield one picture for ever, and count."""
     while True:
@@ -204,24 +337,25 @@ def endless(pulled: list[int], picture: Image.Image) -> Iterator[Image.Image]:
 def test_an_endless_input_is_read_a_little_ahead(
     batch_size: int, workers: int, pictures: list[Image.Image], decode_threads: Threads
 ) -> None:
-    """What is pulled but not given out stays below a few batches, however long it runs."""
+    """What is read but not embedded stays below a few batches, however long it runs."""
     pulled, given = [0], 0
     clip = ClipEmbedder(FakeModel(), batch_size=batch_size, workers=workers)
     with clip.stream_images(endless(pulled, pictures[0])) as stream:
         assert pulled == [0]
         for _, batch in zip(range(60), stream, strict=False):
             given += len(batch.indices)
-            assert pulled[0] - given <= 4 * batch_size + 2 * workers
+            under_way = pulled[0] - given - len(stream._done)  # the rest are vectors behind a slow image
+            assert under_way <= 3 * batch_size + 2 * workers
     assert decode_threads() == []
 
 
-class Watched(SimpleQueue["Future[object]"]):
+class Watched(SimpleQueue[Callable[[], None]]):
     """Calls back when the stream is about to wait for an image."""
 
     def __init__(self, waiting: Callable[[], None]) -> None:
         self._waiting = waiting
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Future[object]:
+    def get(self, block: bool = True, timeout: float | None = None) -> Callable[[], None]:
         """Call back, then wait."""
         self._waiting()
         return super().get(block, timeout)
@@ -248,7 +382,7 @@ def test_results_behind_a_slow_image_are_bounded(
             yield picture
 
     stream = ClipEmbedder(Gate(wait), batch_size=4, workers=2).stream_images(source())
-    watched = Watched(lambda: nothing_else.set() if len(stream._pending) == 1 else None)
+    watched = Watched(lambda: nothing_else.set() if stream._under_way - len(stream._ready) == 1 else None)
     monkeypatch.setattr(stream, "_finished", watched)
     assert sum(len(batch.indices) for batch in stream) == 801
     assert 50 <= most[0] <= 50 + 2 * (2 * 4 + 2 * 2)
@@ -259,13 +393,13 @@ def test_results_behind_a_slow_image_are_bounded(
 def test_bytes_under_way_are_bounded(photo: Photo, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images handed in by value, also in mappings, count against a limit in bytes."""
     encoded = encode(photo(), "PNG")
-    monkeypatch.setattr(_pipeline, "_MAX_WAITING_BYTES", 3 * len(encoded))
+    monkeypatch.setattr(_pipeline, "_MAX_HELD_BYTES", 3 * len(encoded))
     under_way: list[int] = []
 
     def source() -> Iterator[object]:
         for item in [encoded, {"bytes": encoded}] * 25:
             yield item
-            under_way.append(len(stream._pending))
+            under_way.append(stream._preparing)
 
     stream = ClipEmbedder(FakeModel(), batch_size=16, workers=1, cache=None).stream_images(source())  # type: ignore[arg-type]
     assert sum(len(batch.indices) for batch in stream) == 50

@@ -1,0 +1,135 @@
+"""The two towers of a model as the embedder uses them: opened late, shared by threads, checked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from clip_embed._batcher import Batcher, Halving, Outcome
+from clip_embed._cores import torch_threads, usable_cores
+from clip_embed._device import resolve_device, stable_shape, suggest_batch_size
+from clip_embed._types import Float32, Model, UInt8
+from clip_embed._vectors import unit_rows
+from clip_embed.errors import ModelError, ModelForked
+
+_TEXTS_PER_BATCH = 256  # that threads share; the texts of one call stay together, however many
+
+
+class Towers:
+    """Embeds rows of any threads: one call at a time, which they share, or one call for each core.
+
+    `opener` opens the model, `device` is where it runs, `batch_size` how many images it takes at once.
+    """
+
+    def __init__(
+        self, opener: Callable[[], Model], *, device: str, batch_size: int | Literal["auto"]
+    ) -> None:
+        self._opener = opener
+        self._wanted_device = device
+        self._wanted_batch_size: int | Literal["auto"] = batch_size
+        self._opened: Model | None = None
+        self._pid: int | None = None  # the process in which the weights were loaded
+        self._turn = threading.RLock()
+        self._cores = threading.Semaphore(usable_cores())
+        self._run_images = Halving(self._embed_pixels)
+        self._images = Batcher(self._run_images, self._turn)
+        self._texts = Batcher(Halving(self._embed_texts), self._turn)
+
+    @property
+    def model(self) -> Model:
+        """The opened model; its weights may not be loaded yet."""
+        if (opened := self._opened) is not None:  # no lock: decode threads ask during a forward pass
+            return opened
+        with self._turn:
+            if self._opened is None:
+                self._opened = self._opener()
+            return self._opened
+
+    @cached_property
+    def device(self) -> str:
+        """The device of torch that the model runs on, "auto" resolved."""
+        return resolve_device(self._wanted_device)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """How many images run at once, "auto" resolved."""
+        wanted = self._wanted_batch_size
+        return suggest_batch_size(self.device) if wanted == "auto" else wanted
+
+    @cached_property
+    def streams(self) -> int:
+        """How many forward passes run side by side, each on one core; a single one has all of torch's.
+
+        Ask first in a thread of the user's: what torch may use is a matter of the thread.
+        """
+        if not getattr(self.model, "parallel", False) or self.device != "cpu":
+            return 1
+        return torch_threads()
+
+    def load(self) -> None:
+        """Load the weights now rather than on first use; idempotent."""
+        self.check_process()
+        with self._turn:
+            load = getattr(self.model, "load", None)
+            if callable(load):
+                load()
+            self._pid = os.getpid()
+
+    def check_process(self) -> None:
+        """Refuse to use a model that was loaded before a fork: torch would hang."""
+        if self._pid not in (None, os.getpid()):
+            raise ModelForked(
+                "this process was forked after the model was loaded: make a ClipEmbedder in the child, "
+                'or start workers with the "spawn" method'
+            )
+
+    def embed_images(self, pixels: Sequence[UInt8], *, alone: bool = True) -> list[Outcome]:
+        """Return for each uint8 (height, width, 3) the unit vector (d,), or why memory did not suffice.
+
+        A batch that is `alone` has all cores and takes along what waits in other threads; one of
+        many takes a core for itself where the model allows it.
+        """
+        self._ensure_loaded()
+        if alone or self.streams == 1:
+            return self._images.embed(pixels, batch_size=self.batch_size)
+        with self._cores:
+            return self._run_images(pixels)
+
+    def embed_texts(self, texts: Sequence[str]) -> list[Outcome]:
+        """Return for each text the unit vector (d,), or why memory did not suffice."""
+        self._ensure_loaded()
+        return self._texts.embed(texts, batch_size=_TEXTS_PER_BATCH)
+
+    def _ensure_loaded(self) -> None:
+        """Load first, so that a lack of memory in a tower is one for the batch, not for the weights."""
+        self.check_process()
+        if self._pid is None:
+            self.load()
+
+    def _embed_pixels(self, rows: Sequence[UInt8]) -> Float32:
+        if len(shapes := {image.shape for image in rows}) > 1:
+            raise ModelError(f"the prepare of the model's image_spec gave images of several shapes: {shapes}")
+        pixels = np.stack(rows)
+        if wanted := stable_shape(len(rows), self.batch_size, self.device) - len(rows):
+            pixels = np.concatenate([pixels, np.zeros((wanted, *pixels.shape[1:]), np.uint8)])
+        return self._checked(self.model.embed_images(pixels), len(pixels), "embed_images")[: len(rows)]
+
+    def _embed_texts(self, rows: Sequence[str]) -> Float32:
+        places = {text: place for place, text in enumerate(dict.fromkeys(rows))}
+        vectors = self._checked(self.model.embed_texts(list(places)), len(places), "embed_texts")
+        return vectors[[places[text] for text in rows]]
+
+    def _checked(self, given: object, count: int, method: str) -> Float32:
+        """Return what a model gave as float32 (count, d), unit rows; ModelError for another shape."""
+        vectors = np.asarray(given, np.float32)
+        if vectors.shape != (count, self.model.dim):
+            raise ModelError(
+                f"{type(self.model).__name__}.{method} gave {vectors.shape} for {count} rows of dimension "
+                f"{self.model.dim}"
+            )
+        return unit_rows(vectors)
