@@ -19,6 +19,8 @@ from clip_embed._types import UInt8
 # How many times the target a scaled image stays, on each side. At 1 the vectors of real photos
 # fall to a cosine of 0.97, at 2 they keep 0.997.
 _MARGIN = 2
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the three are other segments
+_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
 _SCALES = (8, 4, 2)  # those for which libjpeg-turbo has vector code
 
 
@@ -37,9 +39,42 @@ def _codec() -> _Codec | None:
         return None
 
 
-def is_plain(image: Image.Image) -> bool:
-    """Whether an opened image is a grey or colour JPEG of 8 bits: no CMYK, nothing unusual."""
-    return isinstance(image, JpegImageFile) and image.mode in ("L", "RGB") and image.bits == 8
+def is_plain(encoded: bytes, image: Image.Image) -> bool:
+    """Whether an opened image is a grey or colour JPEG of 8 bits, baseline or progressive.
+
+    CMYK, lossless and arithmetic coding, 12 bits and strange headers are Pillow's.
+    """
+    return (
+        isinstance(image, JpegImageFile)
+        and image.mode in ("L", "RGB")
+        and image.bits == 8
+        and image.layers == len(image.layer)
+        and all(across and down for _, across, down, _ in image.layer)
+        and _frame_marker(encoded) in _PLAIN_FRAMES
+    )
+
+
+def _frame_marker(encoded: bytes) -> int | None:
+    """Return the marker of the first frame's header; None where something else comes first."""
+    at = 2
+    while at + 4 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker in _FRAMES:
+            return marker
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None
+
+
+def _margin(image: Image.Image) -> float:
+    """Return how many times the target a scaled image must stay for its coarsest component to keep _MARGIN.
+
+    The codec scales subsampled colour less than the rest, but by the same factor both ways: 4:2:0
+    colour becomes as fine as the rest, 4:2:2 stays half as fine across.
+    """
+    layers: list[tuple[int, int]] = [layer[1:3] for layer in cast("JpegImageFile", image).layer]
+    widest, highest = max(across for across, _ in layers), max(down for _, down in layers)
+    coarser = [(widest / across, highest / down) for across, down in layers]
+    return _MARGIN * max(max(pair) / min(pair) for pair in coarser)
 
 
 def decode_jpeg(
@@ -52,7 +87,7 @@ def decode_jpeg(
     height), as stored. What Pillow raises on a broken file comes through.
     """
     size = image.size
-    room = min(side / goal for side, goal in zip(size, target, strict=True)) / _MARGIN
+    room = min(side / goal for side, goal in zip(size, target, strict=True)) / _margin(image)
     scale = next((scale for scale in _SCALES if scale <= room), 1)
     extent = (size[0] / scale, size[1] / scale)
     if (pixels := _decode_strictly(encoded, size, scale)) is not None:

@@ -66,7 +66,7 @@ def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: Imag
         size = (array.shape[1], array.shape[0])
         return _Stored(array, size, size, 1)
     with opened(source, encoded, policy) as image:
-        if encoded is None or not is_plain(image):
+        if encoded is None or not is_plain(encoded, image):
             image.load()
             return _Stored(to_rgb(image, policy), image.size, image.size, orientation(image, policy))
         size, turn = image.size, orientation(image, policy)

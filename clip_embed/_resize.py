@@ -69,6 +69,10 @@ def _as_tensor(picture: Image.Image | UInt8) -> torch.Tensor | None:
     Pillow keeps RGB in four bytes a pixel and hands them out by Arrow's interface; making an
     array of three costs as much as the resize.
     """
+    import torch
+
+    if isinstance(picture, np.ndarray) and picture.flags.writeable:
+        return torch.from_numpy(picture)[None].permute(0, 3, 1, 2)  # pyright: ignore[reportUnknownMemberType]
     import pyarrow as pa
     from torch.utils.dlpack import from_dlpack
 
