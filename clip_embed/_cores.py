@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def limit_torch(threads: int) -> None:
     `torch.set_num_threads` counts for the calling thread and for every thread that starts later,
     but not for those that run. A short-lived thread takes the second part back.
     """
+    if "torch" not in sys.modules:  # nothing here runs on it, and nothing is to load it
+        return
     import torch
 
     with _TORCH:

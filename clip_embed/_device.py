@@ -10,6 +10,8 @@ def resolve_device(device: str) -> str:
 
     A device that is named is taken as it is; ValueError where torch cannot use it.
     """
+    if device == "cpu":
+        return device
     import torch
 
     available = {
@@ -35,12 +37,12 @@ def suggest_batch_size(device: str) -> int:
     On a CPU the time of an image is flat around 8 (benchmarks/pipeline.py). On a GPU what the free
     memory holds, as a power of two; where that is too much, it is halved later on.
     """
-    import torch
-
     if device == "cpu":
         return 8
     if device.partition(":")[0] != "cuda":
         return 64
+    import torch
+
     free, _ = torch.cuda.mem_get_info(device)
     images = max(8, min(256, free // _BYTES_PER_IMAGE))
     return 1 << images.bit_length() - 1

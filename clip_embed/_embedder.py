@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -13,9 +14,10 @@ from PIL import Image
 
 from clip_embed._cache import MemoryCache
 from clip_embed._cores import usable_cores
-from clip_embed._images import ImageInput, decode, describe, read_encoded, to_pixels
+from clip_embed._images import ImageInput, describe, read_encoded
 from clip_embed._models import DEFAULT_MODEL, check_model, open_model
 from clip_embed._pipeline import ImageStream, Prepared
+from clip_embed._pixels import prepare_pixels
 from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import has_direction, unit_rows
@@ -35,7 +37,8 @@ class ClipEmbedder:
 
     `model` is a hub name, a local CLIP folder, "offline", or an object with the `Model` protocol.
     `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "auto",
-    "exact" or "fp32": all three compute in float32 with the reference preprocessing.
+    "exact" or "fp32": all compute in float32; "exact" has the pixels of the reference, the others
+    decode and resize faster and stay close to it.
     `batch_size` is the number of images per forward pass and `workers` the number of decode
     threads; "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
     content in at most 256 MiB; None keeps nothing.
@@ -68,9 +71,12 @@ class ClipEmbedder:
         self._device = device
         self._precision = "exact" if precision == "exact" else "fp32"
         self._workers: int | Literal["auto"] = workers
+        # An own model that runs without torch is not made to load it.
+        self._with_torch = isinstance(model, (str, Path)) or "torch" in sys.modules
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
-        self._towers = Towers(lambda: open_model(model, device), device=device, batch_size=batch_size)
+        runs_on = device if self._with_torch or device != "auto" else "cpu"
+        self._towers = Towers(lambda: open_model(model, device), device=runs_on, batch_size=batch_size)
 
     def __repr__(self) -> str:
         source = describe(self._source)
@@ -210,8 +216,14 @@ class ClipEmbedder:
                 raise ImageError(str(known))
             return Prepared(content, None, known)
         try:
-            image = decode(source, encoded, self._policy)
-            pixels = to_pixels(image, self.model.image_spec, self._policy.background)
+            pixels = prepare_pixels(
+                source,
+                encoded,
+                self.model.image_spec,
+                self._policy,
+                exact=self._precision == "exact",
+                with_torch=self._with_torch,
+            )
         except ImageError as error:
             if self._cache and content:
                 self._cache.put(content, error)

@@ -1,4 +1,4 @@
-"""From anything that names an image to the uint8 array that a model takes."""
+"""From anything that names an image to an upright RGB image: sources, policy, every format and mode."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from clip_embed._types import ImagePolicy, ImageSpec, UInt8
+from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | UInt8 | Mapping[str, object]
@@ -36,11 +38,24 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-# Up to this many times the pixels that are kept, an image is resized whole. `resize(box=)` takes
-# the two passes in another order from Pillow 13 on, and each clips what overshoots.
-_WHOLE_RESIZE = 8
 # Pillow loads lazily and not thread-safely; the same object may stand twice in one input.
 _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _Heif(Protocol):
+    """What is used of the module pillow_heif."""
+
+    def HeifImageFile(self, fp: io.BytesIO) -> Image.Image: ...  # noqa: N802 - its class
 
 
 def describe(source: object) -> str:
@@ -113,6 +128,17 @@ def decode(source: object, encoded: bytes | None, policy: ImagePolicy) -> Image.
 
     `encoded` is what `read_encoded` gave for `source`. Raises ImageError with the reason.
     """
+    with opened(source, encoded, policy) as image:
+        image.load()
+        return to_rgb(upright(image, orientation(image, policy)), policy)
+
+
+@contextmanager
+def opened(source: object, encoded: bytes | None, policy: ImagePolicy) -> Generator[Image.Image]:
+    """Give the image by its header, within the policy's size and not decoded yet.
+
+    What a decoder raises inside becomes an ImageError with the reason.
+    """
     if encoded is None and not isinstance(source, (Image.Image, np.ndarray)):
         raise ImageError(
             f"{type(source).__name__} is not an image: give a path, bytes, PIL image or uint8 array"
@@ -121,12 +147,13 @@ def decode(source: object, encoded: bytes | None, policy: ImagePolicy) -> Image.
         raise ImageError("the file is empty")
     try:
         if encoded is not None:
-            with Image.open(io.BytesIO(encoded)) as image:
-                return _to_rgb(image, policy)
-        if isinstance(source, np.ndarray):
-            return _from_array(cast("UInt8", source))
-        with _PIL_LOCKS[id(source) // 64 % len(_PIL_LOCKS)]:
-            return _to_rgb(cast("Image.Image", source), policy)
+            with _open_encoded(encoded) as image:
+                yield _within(image, policy)
+        elif isinstance(source, np.ndarray):
+            yield Image.fromarray(checked_array(cast("UInt8", source)))
+        else:
+            with _PIL_LOCKS[id(source) // 64 % len(_PIL_LOCKS)]:
+                yield _within(cast("Image.Image", source), policy)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -136,13 +163,28 @@ def decode(source: object, encoded: bytes | None, policy: ImagePolicy) -> Image.
         raise ImageError(reason, retryable=isinstance(error, MemoryError)) from None
 
 
-def _from_array(array: UInt8) -> Image.Image:
+def _open_encoded(encoded: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:
+        if encoded[4:8] != b"ftyp" or encoded[8:12] not in _HEIF_BRANDS:
+            raise
+    try:
+        heif = cast("_Heif", import_module("pillow_heif"))
+    except ImportError:
+        reason = "HEIC needs pillow-heif: pip install 'clip-embed[heic]'"
+        raise ImageError(reason, retryable=True) from None
+    return heif.HeifImageFile(io.BytesIO(encoded))  # not registered: that is for the user's process to decide
+
+
+def checked_array(array: UInt8) -> UInt8:
+    """Return the array if it is an image, uint8 (height, width, 3); else raise ImageError."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageError(f"an array must be uint8 (height, width, 3), not {array.dtype} {array.shape}")
-    return Image.fromarray(array)
+    return array
 
 
-def _to_rgb(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+def _within(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     width, height = image.size
     if width * height > policy.max_pixels:
         raise ImageError(
@@ -150,9 +192,25 @@ def _to_rgb(image: Image.Image, policy: ImagePolicy) -> Image.Image:
         )
     if width == 0 or height == 0:
         raise ImageError("the image has no pixels")
-    image.load()
-    if policy.exif:
-        image = ImageOps.exif_transpose(image)
+    return image
+
+
+def orientation(image: Image.Image, policy: ImagePolicy) -> int:
+    """Return how the image is stored, EXIF's 1 to 8; 1 is upright, and where the policy ignores it.
+
+    The header of a JPEG says it; other formats may say it behind the pixels, so load them first.
+    """
+    value: object = image.getexif().get(ExifTags.Base.Orientation) if policy.exif else 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def upright(image: Image.Image, turn: int) -> Image.Image:
+    """Return an image that is stored as `orientation` says the right way up."""
+    return image if turn == 1 else image.transpose(_UPRIGHT[turn])
+
+
+def to_rgb(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """Bring a loaded image of any mode to RGB, transparency over the policy's background."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -166,56 +224,3 @@ def _to_rgb(image: Image.Image, policy: ImagePolicy) -> Image.Image:
         canvas.alpha_composite(layer)
         return canvas.convert("RGB")
     return image.convert("RGB")
-
-
-def to_pixels(image: Image.Image, spec: ImageSpec, background: tuple[int, int, int]) -> UInt8:
-    """Bring an RGB image into the form a model takes: uint8 (height, width, 3).
-
-    Gives the very pixels of transformers' PIL image processors. Of an image longer than 8 times
-    its width only the part that is kept is made, so that 1 × 100,000 pixels cost no more memory
-    than a square; there, resampling may round, and clip what overshoots, in another order.
-    """
-    if spec.prepare is not None:
-        return spec.prepare(image)
-    resample = Image.Resampling[spec.resample.upper()]
-    if spec.pad:
-        return _fit(image, spec, resample, background)
-    height, width = _resized(image, spec.size)
-    crop_height, crop_width = spec.crop or (height, width)
-    keep_height, keep_width = min(crop_height, height), min(crop_width, width)
-    top, left = (height - keep_height) // 2, (width - keep_width) // 2
-    if height * width <= _WHOLE_RESIZE * keep_height * keep_width:
-        whole = image.resize((width, height), resample)
-        part = whole.crop((left, top, left + keep_width, top + keep_height))
-    else:
-        y, x = image.height / height, image.width / width
-        right = min((left + keep_width) * x, image.width)
-        bottom = min((top + keep_height) * y, image.height)
-        part = image.resize((keep_width, keep_height), resample, box=(left * x, top * y, right, bottom))
-    kept = np.asarray(part)
-    if (keep_height, keep_width) == (crop_height, crop_width):
-        return kept
-    pixels = np.zeros((crop_height, crop_width, 3), np.uint8)
-    top, left = -((keep_height - crop_height) // 2), -((keep_width - crop_width) // 2)
-    pixels[top : top + keep_height, left : left + keep_width] = kept
-    return pixels
-
-
-def _resized(image: Image.Image, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width after the resize."""
-    if not isinstance(size, int):
-        return size
-    short, long = sorted(image.size)
-    longer = int(size * long / short)
-    return (longer, size) if image.width <= image.height else (size, longer)
-
-
-def _fit(
-    image: Image.Image, spec: ImageSpec, resample: Image.Resampling, background: tuple[int, int, int]
-) -> UInt8:
-    height, width = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
-    scale = min(height / image.height, width / image.width)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    canvas = Image.new("RGB", (width, height), background)
-    canvas.paste(image.resize(size, resample), ((width - size[0]) // 2, (height - size[1]) // 2))
-    return np.asarray(canvas)

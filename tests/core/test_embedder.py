@@ -229,10 +229,10 @@ def test_only_failures_of_the_content_are_remembered(
     file.write_bytes(encoded[0])
     assert clip.embed_images([file]).shape == (1, 16)
 
-    def no_decoding(*_: object) -> None:
+    def no_decoding(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("clip_embed._embedder.decode", no_decoding)
+    monkeypatch.setattr("clip_embed._embedder.prepare_pixels", no_decoding)
     with pytest.raises(ImageBatchError, match="cannot decode"):
         clip.embed_images([encoded[0][:-40]])
 

@@ -168,7 +168,7 @@ import resource, sys, threading
 import numpy as np
 from PIL import Image
 from clip_embed import ImagePolicy
-from clip_embed._images import decode, read_encoded, to_pixels
+from clip_embed._pixels import to_pixels
 from clip_embed._types import ImageSpec
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 spec = ImageSpec(224, (224, 224))
