@@ -7,7 +7,9 @@ against it, with and without simplejpeg. Bounds are mean differences in grey lev
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -246,6 +248,25 @@ def test_pixels_of_unusual_arrays(photo: Photo) -> None:
     huge = photo(2400, 1900)
     assert off(huge) <= WHOLE
     np.testing.assert_allclose(prepared(huge).astype(int), prepared(np.asarray(huge)), atol=2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_the_resize_starts_no_thread(photo: Photo) -> None:
+    """Many decode threads resize at once, so none may have torch start a pool of its own."""
+    image = photo(1600, 1200)
+    counts: list[int] = []
+
+    def work() -> None:
+        for _ in range(2):
+            counts.append(len(list(Path("/proc/self/task").iterdir())))
+            prepared(image, ImageSpec(512, (512, 512)))
+        counts.append(len(list(Path("/proc/self/task").iterdir())))
+
+    prepared(image)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert counts == counts[:1] * 3
 
 
 @pytest.mark.parametrize("spec", [ImageSpec(64, (64, 64), "nearest"), ImageSpec(64, (64, 64), "lanczos")])

@@ -164,17 +164,22 @@ def test_a_decompression_bomb_is_refused(side: int) -> None:
 
 
 MEMORY = """
-import resource, sys, threading
+import io, resource, sys
 import numpy as np
 from PIL import Image
 from clip_embed import ImagePolicy
-from clip_embed._pixels import to_pixels
+from clip_embed._pixels import prepare_pixels
 from clip_embed._types import ImageSpec
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 spec = ImageSpec(224, (224, 224))
 def run(width, height):
     image = Image.new("RGB", (width, height), (9, 99, 199))
-    assert (to_pixels(image, spec, (0, 0, 0)) == (9, 99, 199)).all()
+    stream = io.BytesIO()
+    image.save(stream, "JPEG" if max(width, height) < 65500 else "PNG", quality=95, subsampling=0)
+    for exact in (True, False):
+        for source, encoded in ((image, None), ("", stream.getvalue()), (np.asarray(image), None)):
+            pixels = prepare_pixels(source, encoded, spec, ImagePolicy(), exact=exact)
+            assert (abs(pixels.astype(int) - (9, 99, 199)) <= 2).all()
 run(300, 200)
 before = peak()
 for size in ((1, 20_000), (20_000, 1), (1, 80_000), (3, 100_000)):
