@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -39,8 +40,11 @@ def limit_torch(threads: int) -> None:
     """Hold the torch operations of the calling thread to at most so many threads; only lowers.
 
     `torch.set_num_threads` counts for the calling thread and for every thread that starts later,
-    but not for those that run. A short-lived thread takes the second part back.
+    but not for those that run. A short-lived thread takes the second part back. Where nobody has
+    imported torch there is nothing to limit.
     """
+    if "torch" not in sys.modules:
+        return
     import torch
 
     with _TORCH:

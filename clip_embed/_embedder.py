@@ -36,8 +36,8 @@ class ClipEmbedder:
     `model` is a hub name, a local CLIP folder, "offline", or an object with the `Model` protocol.
     `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "auto",
     "exact" or "fp32": all three compute in float32 with the reference preprocessing.
-    `batch_size` is the number of images per forward pass and `workers` the number of decode
-    threads; "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
+    `batch_size` is the number of images per forward pass and `workers` the number of threads;
+    "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
     content in at most 256 MiB; None keeps nothing.
 
     The constructor is cheap: weights load on first use or in `load()`. One embedder may be
@@ -70,7 +70,12 @@ class ClipEmbedder:
         self._workers: int | Literal["auto"] = workers
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
-        self._towers = Towers(lambda: open_model(model, device), device=device, batch_size=batch_size)
+        self._towers = Towers(
+            lambda: open_model(model, device),
+            device=device,
+            batch_size=batch_size,
+            pad=isinstance(model, (str, Path)),
+        )
 
     def __repr__(self) -> str:
         source = describe(self._source)
@@ -137,14 +142,15 @@ class ClipEmbedder:
         the loop may be left early.
         """
         self._towers.check_process()
+        workers = usable_cores() if self._workers == "auto" else self._workers
         return ImageStream(
             _iterate(images),
             prepare=self._prepare,
             forward=self._forward,
-            streams=self._towers.streams,
+            streams=min(workers, self._towers.streams),
             dim=self.dim,
             batch_size=self._towers.batch_size,
-            workers=usable_cores() if self._workers == "auto" else self._workers,
+            workers=workers,
         )
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
