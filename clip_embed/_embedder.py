@@ -39,8 +39,8 @@ class ClipEmbedder:
     `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "auto",
     "exact" or "fp32": all compute in float32; "exact" has the pixels of the reference, the others
     decode and resize faster and stay close to it.
-    `batch_size` is the number of images per forward pass and `workers` the number of decode
-    threads; "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
+    `batch_size` is the number of images per forward pass and `workers` the number of threads;
+    "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
     content in at most 256 MiB; None keeps nothing.
 
     The constructor is cheap: weights load on first use or in `load()`. One embedder may be
@@ -76,7 +76,12 @@ class ClipEmbedder:
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
         runs_on = device if self._with_torch or device != "auto" else "cpu"
-        self._towers = Towers(lambda: open_model(model, device), device=runs_on, batch_size=batch_size)
+        self._towers = Towers(
+            lambda: open_model(model, device),
+            device=runs_on,
+            batch_size=batch_size,
+            pad=isinstance(model, (str, Path)),
+        )
 
     def __repr__(self) -> str:
         source = describe(self._source)
@@ -143,14 +148,15 @@ class ClipEmbedder:
         the loop may be left early.
         """
         self._towers.check_process()
+        workers = usable_cores() if self._workers == "auto" else self._workers
         return ImageStream(
             _iterate(images),
             prepare=self._prepare,
             forward=self._forward,
-            streams=self._towers.streams,
+            streams=min(workers, self._towers.streams),
             dim=self.dim,
             batch_size=self._towers.batch_size,
-            workers=usable_cores() if self._workers == "auto" else self._workers,
+            workers=workers,
         )
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:

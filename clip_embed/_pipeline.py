@@ -124,7 +124,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _run(self) -> Generator[EmbeddedBatch]:
         with ExitStack() as threads:
-            pool = runner = _open_pool(threads, max(self._workers, self._streams), torch_threads=1)
+            pool = runner = _open_pool(threads, self._workers, torch_threads=1)
             if self._streams == 1:
                 runner = _open_pool(threads, 1, torch_threads=usable_cores())
             while True:
@@ -199,10 +199,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._submit(runner, partial(work, False), partial(self._returned, batch))
 
     def _images_per_pass(self) -> int:
-        """Return how many images run at once: at the end of the input all passes share what is left."""
-        if not self._exhausted or self._preparing:
+        """Return how many images run at once: fewer at the end, so that all cores end together."""
+        if self._streams == 1 or self._preparing or not self._exhausted:
             return self._batch_size
-        return min(self._batch_size, -(-len(self._ready) // self._streams))
+        return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
 
     def _returned(self, batch: _Batch, done: Future[list[Float32 | ImageError]]) -> None:
         """Note the outcome of a batch. Raises what the model raised."""

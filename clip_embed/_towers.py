@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from clip_embed._batcher import Batcher, Halving, Outcome
-from clip_embed._cores import torch_threads, usable_cores
+from clip_embed._cores import limit_torch, torch_threads, usable_cores
 from clip_embed._device import resolve_device, stable_shape, suggest_batch_size
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
@@ -24,12 +24,19 @@ class Towers:
     """Embeds rows of any threads: one call at a time, which they share, or one call for each core.
 
     `opener` opens the model, `device` is where it runs, `batch_size` how many images it takes at once.
+    `pad` gives a GPU batches of few different lengths.
     """
 
     def __init__(
-        self, opener: Callable[[], Model], *, device: str, batch_size: int | Literal["auto"]
+        self,
+        opener: Callable[[], Model],
+        *,
+        device: str,
+        batch_size: int | Literal["auto"],
+        pad: bool,
     ) -> None:
         self._opener = opener
+        self._pad = pad
         self._wanted_device = device
         self._wanted_batch_size: int | Literal["auto"] = batch_size
         self._opened: Model | None = None
@@ -98,6 +105,7 @@ class Towers:
         if alone or self.streams == 1:
             return self._images.embed(pixels, batch_size=self.batch_size)
         with self._cores:
+            limit_torch(1)
             return self._run_images(pixels)
 
     def embed_texts(self, texts: Sequence[str]) -> list[Outcome]:
@@ -115,8 +123,10 @@ class Towers:
         if len(shapes := {image.shape for image in rows}) > 1:
             raise ModelError(f"the prepare of the model's image_spec gave images of several shapes: {shapes}")
         pixels = np.stack(rows)
-        if wanted := stable_shape(len(rows), self.batch_size, self.device) - len(rows):
-            pixels = np.concatenate([pixels, np.zeros((wanted, *pixels.shape[1:]), np.uint8)])
+        if self._pad:
+            more = stable_shape(len(rows), self.batch_size, self.device) - len(rows)
+            if more:  # never on a CPU
+                pixels = np.concatenate([pixels, np.zeros((more, *pixels.shape[1:]), np.uint8)])
         return self._checked(self.model.embed_images(pixels), len(pixels), "embed_images")[: len(rows)]
 
     def _embed_texts(self, rows: Sequence[str]) -> Float32:

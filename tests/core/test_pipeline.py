@@ -231,7 +231,7 @@ def test_a_model_for_several_threads_gets_several_batches_at_once(
             return super().embed_images(pixels)
 
     model = Parallel()
-    clip = ClipEmbedder(model, batch_size=4, workers=1, device="cpu", cache=None)
+    clip = ClipEmbedder(model, batch_size=4, workers=3, device="cpu", cache=None)
     got = clip.embed_images(pictures[:30])
     np.testing.assert_allclose(got, ClipEmbedder(FakeModel()).embed_images(pictures[:30]), atol=1e-6)
     assert decode_threads() == []
