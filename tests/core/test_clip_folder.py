@@ -129,7 +129,8 @@ def test_both_layouts_are_one_model(
     for folder in (sentence_folder, tmp_path / "saved"):
         clip = ClipEmbedder(str(folder), device="cpu")
         assert (clip.space, clip.dim) == (expected.space, 48)
-        np.testing.assert_array_equal(clip.embed_images(photos), expected.embed_images(photos))
+        got = clip.embed_images(photos)  # batches form as images come, so to rounding only
+        np.testing.assert_allclose(got, expected.embed_images(photos), atol=1e-5)
         np.testing.assert_array_equal(clip.embed_texts(TEXTS), expected.embed_texts(TEXTS))
     assert isinstance(expected.model, Model)
 
