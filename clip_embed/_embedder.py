@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -71,8 +70,7 @@ class ClipEmbedder:
         self._device = device
         self._precision = "exact" if precision == "exact" else "fp32"
         self._workers: int | Literal["auto"] = workers
-        # An own model that runs without torch is not made to load it.
-        self._with_torch = isinstance(model, (str, Path)) or "torch" in sys.modules
+        self._with_torch = isinstance(model, (str, Path))  # a model of the user's own may run without
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
         runs_on = device if self._with_torch or device != "auto" else "cpu"

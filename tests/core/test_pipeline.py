@@ -200,9 +200,9 @@ def test_the_model_works_while_the_caller_is_busy(pictures: list[Image.Image]) -
         """Its first batch takes until the images of the second are decoded."""
 
         def embed_images(self, pixels: UInt8, /) -> Float32:
-            """Wait for eight images."""
+            """Wait until the ninth image is being decoded: by then the eighth has been handed over."""
             if not self.calls[0]:
-                assert all(decoded.acquire(timeout=TIMEOUT) for _ in range(8))
+                assert all(decoded.acquire(timeout=TIMEOUT) for _ in range(9))
             return super().embed_images(pixels)
 
     model = Slow(lambda _: decoded.release())
