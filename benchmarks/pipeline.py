@@ -104,8 +104,8 @@ def batch_sizes(clip: ClipEmbedder) -> None:
 def cores() -> None:
     """Print one batch on each core against one batch on all, each run in a fresh process.
 
-    How long torch's threads spin while they wait depends on how many the process has (libgomp spins
-    300 times as long where they are not more than the cores), so nothing else of torch runs in it.
+    How long torch's threads spin while they wait depends on what else the process runs, so nothing
+    else of torch runs in it.
     """
     for width, height, number in ((640, 480, 40), (2400, 1800, 16)):
         walls: dict[str, list[list[float]]] = {"all": [], "each": []}
