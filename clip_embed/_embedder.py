@@ -13,6 +13,7 @@ from PIL import Image
 
 from clip_embed._cache import MemoryCache
 from clip_embed._cores import usable_cores
+from clip_embed._device import suggest_batch_size
 from clip_embed._images import ImageInput, describe, read_encoded
 from clip_embed._models import DEFAULT_MODEL, check_model, open_model
 from clip_embed._pipeline import ImageStream, Prepared
@@ -73,10 +74,11 @@ class ClipEmbedder:
         self._with_torch = isinstance(model, (str, Path))  # a model of the user's own may run without
         self._policy = policy or ImagePolicy()
         self._cache = MemoryCache() if cache == "memory" else None
-        runs_on = device if self._with_torch or device != "auto" else "cpu"
+        if batch_size == "auto" and not self._with_torch:
+            batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
             lambda: open_model(model, device),
-            device=runs_on,
+            device=device,
             batch_size=batch_size,
             pad=isinstance(model, (str, Path)),
         )
