@@ -52,7 +52,8 @@ class Contender:
         """float32 (n, d), rows of unit length."""
         starts = range(0, len(pixels), batch_size)
         rows = np.concatenate([self.forward(pixels[at : at + batch_size]) for at in starts])
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        lengths: Float32 = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / lengths, np.float32)
 
 
 def build(folder: Path) -> Path:
@@ -94,7 +95,8 @@ def reference(folder: Path) -> Forward:
     def forward(pixels: UInt8) -> Float32:
         features: dict[str, Any] = {"pixel_values": normalised._normalised(pixels)}
         features["modality"] = "image"
-        return np.asarray(model(features)["sentence_embedding"].numpy(), np.float32)
+        embedding: torch.Tensor = model(features)["sentence_embedding"]
+        return np.asarray(embedding.numpy(), np.float32)
 
     return forward
 

@@ -71,7 +71,7 @@ def resolve(precision: str, device: str, can: Capabilities | None = None) -> Res
     if not can.int8:
         raise ValueError(
             "precision 'int8' needs a CPU with int8 products (VNNI or AMX) and a torch that uses them; "
-            "this one has none, and int8 would be slower than float32: take 'auto' or 'fp32'"
+            "without them it would be slow, and sums overflow: take 'auto' or 'fp32'"
         )
     return Resolved(precision, "asked for")
 
