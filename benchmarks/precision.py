@@ -8,7 +8,8 @@ a busy neighbour meets all of them; CPU time of this process, forward pass alone
 cosine    smallest over 64 images, to float32
 centred   the same after subtracting the mean of the float32 vectors: on random weights only this counts
 company   largest change of a component between batches of the size given, of 1 and of 3
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI shows how torch does on a CPU with VNNI but without bfloat16.
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI (AVX512_CORE_BF16) shows what torch's products take without
+bfloat16 (without AMX) in the CPU; what "auto" would take there it does not show.
 """
 
 from __future__ import annotations

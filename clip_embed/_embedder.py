@@ -48,7 +48,7 @@ class ClipEmbedder:
     `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "exact"
     (float32 and the reference preprocessing), "fp32", "bf16", "fp16" (not on a CPU), "int8" (image
     tower, on a CPU; checked against float32 when it loads, ModelError where it moves the vectors
-    too far) or "auto": bf16 where the device computes in it natively, else fp32. The space is the
+    too far) or "auto": bf16 where the device computes faster in it, else fp32. The space is the
     same in all of them. "offline" and your own models compute in float32 for "auto".
     `batch_size` is the number of images per forward pass and `workers` the number of decode
     threads; "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by

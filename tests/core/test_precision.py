@@ -74,14 +74,14 @@ def centred_cosine(got: Float32, expected: Float32) -> float:
 @pytest.mark.parametrize(
     ("asked", "device", "can", "name", "reason"),
     [
-        ("auto", "cpu", ALL, "bf16", "cpu computes in bfloat16 natively"),
-        ("auto", "cpu", Capabilities(bf16=False, int8=True), "fp32", "does not compute in bfloat16 natively"),
-        ("auto", "cuda:1", Capabilities(bf16=True, int8=False), "bf16", "cuda computes"),
-        ("auto", "mps", NONE, "fp32", "mps does not"),
+        ("auto", "cpu", ALL, "bf16", "this cpu computes faster"),
+        ("auto", "cpu", Capabilities(bf16=False, int8=True), "fp32", "this cpu does not compute faster"),
+        ("auto", "cuda:1", Capabilities(bf16=True, int8=False), "bf16", "this cuda computes"),
+        ("auto", "mps", NONE, "fp32", "this mps does not"),
         ("exact", "cpu", ALL, "exact", "^asked for$"),
         ("fp32", "cuda", ALL, "fp32", "asked for"),
         ("bf16", "cpu", ALL, "bf16", "^asked for$"),
-        ("bf16", "cpu", NONE, "bf16", "though cpu only emulates it"),
+        ("bf16", "cpu", NONE, "bf16", "slower than fp32 on this cpu"),
         ("fp16", "cuda", NONE, "fp16", "asked for"),
         ("int8", "cpu", Capabilities(bf16=False, int8=True), "int8", "asked for"),
     ],
@@ -108,21 +108,54 @@ def test_what_is_refused(asked: str, device: str, can: Capabilities, message: st
         resolve(asked, device, can)
 
 
-def test_emulated_bfloat16_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's own instructions count; a torch without the question, or without mkldnn, has none."""
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True, raising=False)
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False, raising=False)
-    assert capabilities("cpu") == Capabilities(bf16=True, int8=False)
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True, raising=False)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False, raising=False)
+@pytest.fixture
+def cpu_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let torch and the platform describe another CPU."""
+
+    def says(*flags: str, machine: str = "x86_64", maker: str = "GenuineIntel", mkldnn: bool = True) -> None:
+        for flag in ("avx512_bf16", "amx_tile", "vnni"):
+            there = flag in flags
+            monkeypatch.setattr(f"torch.cpu._is_{flag}_supported", lambda there=there: there, raising=False)
+        monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: "arm" in flags)
+        monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: mkldnn)
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        monkeypatch.setattr("platform.processor", lambda: "")
+        monkeypatch.setattr("pathlib.Path.read_text", lambda *_: f"vendor_id : {maker}")
+
+    return says
+
+
+def test_what_a_cpu_computes_faster(cpu_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 with AMX, on AMD and on Arm; never where it is emulated, or slower, or torch cannot tell."""
+    cpu_says("avx512_bf16", "amx_tile", "vnni")
+    assert capabilities("cpu") == ALL
+    cpu_says("avx512_bf16", "vnni", maker="AuthenticAMD")
+    assert capabilities("cpu") == ALL
+    cpu_says("avx512_bf16", "vnni")  # Intel with AMX hidden, as in some virtual machines
     assert capabilities("cpu") == Capabilities(bf16=False, int8=True)
-    monkeypatch.delattr("torch.cpu._is_vnni_supported")
+    cpu_says("vnni", "arm", maker="AuthenticAMD")  # on x86 mkldnn says yes to what it emulates
+    assert capabilities("cpu") == Capabilities(bf16=False, int8=True)
+    cpu_says("arm", machine="aarch64")
+    assert capabilities("cpu") == Capabilities(bf16=True, int8=False)
+    cpu_says("avx512_bf16", "amx_tile", "vnni", mkldnn=False)
     assert capabilities("cpu") == NONE
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    cpu_says("avx512_bf16", "amx_tile", "vnni")
+    for question in ("_is_amx_tile_supported", "_is_vnni_supported"):  # an older torch
+        monkeypatch.delattr(f"torch.cpu.{question}")
     assert capabilities("cpu") == NONE
+
+
+def test_the_maker_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows names it in `platform`; where nothing names it, it is not AMD."""
+    monkeypatch.setattr("platform.processor", lambda: "AMD64 Family 25 Model 97, AuthenticAMD")
+    assert _precision._is_amd()
+    monkeypatch.setattr("platform.processor", lambda: "")
+
+    def missing(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("pathlib.Path.read_text", missing)
+    assert not _precision._is_amd()
 
 
 def test_a_gpu_is_asked_for_its_own_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
