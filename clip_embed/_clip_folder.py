@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from clip_embed._device import resolve_device
+from clip_embed._precision import FULL, resolve
 from clip_embed._space import checkpoint_digest, file_digest, space_of
 from clip_embed._types import Float32, ImageSpec, Resample, UInt8
 from clip_embed.errors import ModelUnsupported
@@ -66,17 +67,19 @@ _WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", 
 
 
 class ClipFolder:
-    """A `Model`: CLIP's two towers from a transformers or sentence-transformers folder, in float32.
+    """A `Model`: CLIP's two towers from a transformers or sentence-transformers folder.
 
     The constructor reads the configuration, `space` hashes the weights, `load` loads them.
+    In "int8" only the image tower is int8; texts, of which there are few, stay in float32.
     Raises ModelUnsupported where the folder is not one of a CLIP model.
     """
 
     parallel = True  # `embed_images` may be called by several threads at once
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, device: str = "cpu", precision: str = "fp32") -> None:
         self._folder = folder
         self._device = device
+        self._asked_precision = precision
         self._tower = _tower_folder(folder)
         self._config = _read_object(self._tower / "config.json")
         if self._config.get("model_type") != "clip":
@@ -108,8 +111,13 @@ class ClipFolder:
         }
         return space_of("clip", checkpoint_digest(self._weights), self.dim, facts)
 
+    @cached_property
+    def precision(self) -> str:
+        """What the forward pass computes in, "auto" resolved; ValueError where the device has it not."""
+        return resolve(self._asked_precision, resolve_device(self._device)).name
+
     def load(self) -> None:
-        """Load the weights; idempotent."""
+        """Load the weights; idempotent. Raises ModelError where int8 moves this model's vectors too far."""
         _ = self._towers
 
     @cached_property
@@ -117,7 +125,7 @@ class ClipFolder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        device = resolve_device(self._device)
+        device, precision = resolve_device(self._device), self.precision
         loaded = SentenceTransformer(
             str(self._folder), device=device, local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
@@ -131,7 +139,17 @@ class ClipFolder:
             for name in ("image_mean", "image_std")
         )
         self._mean, self._std = mean, std
-        return transformer.model.eval()
+        towers = transformer.model.eval()
+        if precision == "int8":
+            from clip_embed._int8 import photo_like, use_int8
+
+            edge = self._images["image_size"]
+            use_int8(towers, self._normalised(photo_like((edge, edge))))
+        elif precision not in FULL:
+            from clip_embed._low_precision import use_dtype
+
+            use_dtype(towers, precision)
+        return towers
 
     def embed_images(self, pixels: UInt8, /) -> Float32:
         """uint8 (n, height, width, 3) RGB -> float32 (n, dim), in order, not normalised."""
@@ -139,12 +157,16 @@ class ClipFolder:
 
         towers = self._towers
         with torch.inference_mode():
-            batch = torch.as_tensor(pixels).to(self._mean.device).permute(0, 3, 1, 2).to(torch.float32)
-            if self._processor["do_rescale"]:
-                batch *= self._processor["rescale_factor"]
-            if self._processor["do_normalize"]:
-                batch = (batch - self._mean) / self._std
-            return _to_numpy(towers.get_image_features(pixel_values=batch))
+            return _to_numpy(towers.get_image_features(pixel_values=self._normalised(pixels)))
+
+    def _normalised(self, pixels: UInt8) -> torch.Tensor:
+        """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), on the device, normalised."""
+        import torch
+
+        batch = torch.as_tensor(pixels).to(self._mean.device).permute(0, 3, 1, 2).to(torch.float32)
+        if self._processor["do_rescale"]:
+            batch *= self._processor["rescale_factor"]
+        return (batch - self._mean) / self._std if self._processor["do_normalize"] else batch
 
     def embed_texts(self, texts: Sequence[str], /) -> Float32:
         """m texts -> float32 (m, dim), in order, not normalised; warns once if any had to be cut."""

@@ -15,9 +15,16 @@ from clip_embed._cache import MemoryCache
 from clip_embed._cores import usable_cores
 from clip_embed._device import suggest_batch_size
 from clip_embed._images import ImageInput, describe, read_encoded
-from clip_embed._models import DEFAULT_MODEL, check_model, open_model
+from clip_embed._models import (
+    DEFAULT_MODEL,
+    check_model,
+    check_model_precision,
+    model_precision,
+    open_model,
+)
 from clip_embed._pipeline import ImageStream, Prepared
 from clip_embed._pixels import prepare_pixels
+from clip_embed._precision import Precision
 from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import has_direction, unit_rows
@@ -36,9 +43,12 @@ class ClipEmbedder:
     >>> clip.scores(images, texts)                           # float32 (2, 1)
 
     `model` is a hub name, a local CLIP folder, "offline", or an object with the `Model` protocol.
-    `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "auto",
-    "exact" or "fp32": all compute in float32; "exact" has the pixels of the reference, the others
-    decode and resize faster and stay close to it.
+    `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "exact"
+    (float32 and the reference's pixels), "fp32", "bf16", "fp16" (not on a CPU), "int8" (image
+    tower, on a CPU; checked against float32 when it loads, ModelError where it moves the vectors
+    too far) or "auto": bf16 where the device computes faster in it, else fp32. All but "exact"
+    decode and resize faster and stay close to the reference; the space is the same in all of them.
+    "offline" and your own models compute in float32 for "auto".
     `batch_size` is the number of images per forward pass and `workers` the number of threads;
     "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
     content in at most 256 MiB; None keeps nothing.
@@ -53,23 +63,22 @@ class ClipEmbedder:
         model: str | Path | Model = DEFAULT_MODEL,
         *,
         device: str = "auto",
-        precision: Literal["auto", "exact", "fp32"] = "auto",
+        precision: Precision = "auto",
         batch_size: int | Literal["auto"] = "auto",
         workers: int | Literal["auto"] = "auto",
         policy: ImagePolicy | None = None,
         cache: Literal["memory"] | None = "memory",
     ) -> None:
-        if precision not in ("auto", "exact", "fp32"):
-            raise ValueError(f"precision must be 'auto', 'exact' or 'fp32', not {precision!r}")
         if cache not in ("memory", None):
             raise ValueError(f"cache must be 'memory' or None, not {cache!r}")
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value != "auto" and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be 'auto' or a whole number from 1, not {value!r}")
         check_model(model)
+        check_model_precision(model, precision)
         self._source = model
         self._device = device
-        self._precision = "exact" if precision == "exact" else "fp32"
+        self._precision = precision
         self._workers: int | Literal["auto"] = workers
         self._with_torch = isinstance(model, (str, Path))  # a model of the user's own may run without
         self._policy = policy or ImagePolicy()
@@ -77,7 +86,7 @@ class ClipEmbedder:
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
-            lambda: open_model(model, device),
+            lambda: open_model(model, device, precision),
             device=device,
             batch_size=batch_size,
             pad=isinstance(model, (str, Path)),
@@ -109,8 +118,8 @@ class ClipEmbedder:
 
     @property
     def precision(self) -> str:
-        """How vectors are computed: "exact" or "fp32"."""
-        return self._precision
+        """How vectors are computed, "auto" resolved; ValueError where the device cannot compute so."""
+        return model_precision(self._source, self._precision, self._device)
 
     @property
     def policy(self) -> ImagePolicy:

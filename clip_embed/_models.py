@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import cast
 
+from clip_embed._device import resolve_device
+from clip_embed._precision import FULL, check_precision, resolve
 from clip_embed._types import Model
 from clip_embed.errors import ModelNotFound
 
@@ -41,7 +43,36 @@ def check_model(model: object) -> None:
         raise ModelNotFound(f"no such model folder: {model}\n{_WAYS_OUT}")
 
 
-def open_model(model: str | Path | Model, device: str) -> Model:
+def check_model_precision(model: object, precision: str) -> None:
+    """Find without importing torch what is wrong with a precision; ValueError names what there is.
+
+    The offline model computes in float32, an object with the `Model` protocol in what it likes.
+    """
+    check_precision(precision)
+    if precision == "auto":
+        return
+    if model == "offline" and precision not in FULL:
+        raise ValueError(
+            f"precision {precision!r} is not offered for the offline model: its convolutions lose more than "
+            "they may in less than float32; take 'auto', 'exact' or 'fp32'"
+        )
+    if not isinstance(model, (str, Path)):
+        own = getattr(model, "precision", "fp32")
+        if precision != own and not (precision in FULL and own in FULL):
+            raise ValueError(
+                f"precision {precision!r} cannot be set for a {type(model).__name__}, which computes in "
+                f"{own}: take 'auto', or give the folder or the name of a model"
+            )
+
+
+def model_precision(model: str | Path | Model, precision: str, device: str) -> str:
+    """Return what a checked precision comes to for this model on a device, "auto" in both resolved."""
+    if isinstance(model, (str, Path)) and model != "offline":
+        return resolve(precision, resolve_device(device)).name
+    return getattr(model, "precision", "fp32") if precision == "auto" else precision
+
+
+def open_model(model: str | Path | Model, device: str, precision: str = "fp32") -> Model:
     """Open a model that `check_model` let pass, without loading its weights.
 
     Raises ModelNotFound where the hub gives no copy, ModelUnsupported for an unfit folder.
@@ -54,7 +85,8 @@ def open_model(model: str | Path | Model, device: str) -> Model:
         return OfflineModel(device)
     from clip_embed._clip_folder import ClipFolder
 
-    return ClipFolder(_download(str(model)) if is_hub_name(model) else Path(model).expanduser(), device)
+    folder = _download(str(model)) if is_hub_name(model) else Path(model).expanduser()
+    return ClipFolder(folder, device, precision)
 
 
 def is_hub_name(model: str | Path) -> bool:

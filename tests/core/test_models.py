@@ -76,7 +76,7 @@ def test_the_constructor_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("opened")
 
     monkeypatch.setattr("clip_embed._embedder.open_model", no_opening)
-    assert repr(ClipEmbedder("some/model")) == "ClipEmbedder('some/model', device='auto', precision='fp32')"
+    assert repr(ClipEmbedder("some/model")) == "ClipEmbedder('some/model', device='auto', precision='auto')"
 
 
 def test_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:

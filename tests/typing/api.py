@@ -93,6 +93,9 @@ def construct() -> list[ClipEmbedder]:
         ClipEmbedder("offline"),
         ClipEmbedder(Path("models/clip"), device="cuda:1", precision="exact", batch_size=64, workers=8),
         ClipEmbedder(Own(), device="auto", precision="auto", batch_size="auto", workers="auto"),
+        ClipEmbedder("some/model", device="cpu", precision="int8"),
+        ClipEmbedder("some/model", device="cpu", precision="bf16"),
+        ClipEmbedder("some/model", device="cuda", precision="fp16"),
         ClipEmbedder(Computed(), policy=policy, cache=None),
         ClipEmbedder(FakeModel(), policy=ImagePolicy(background=(0, 0, 0)), cache="memory"),
     ]
