@@ -94,9 +94,8 @@ def capabilities(device: str) -> Capabilities:
         avx_bf16 = _says(torch.cpu, "_is_avx512_bf16_supported")
         x86_bf16 = avx_bf16 and (_says(torch.cpu, "_is_amx_tile_supported") or _is_amd())
         mkldnn = _says(torch.backends.mkldnn, "is_available")
-        return Capabilities(
-            mkldnn and (x86_bf16 or arm_bf16), mkldnn and _says(torch.cpu, "_is_vnni_supported")
-        )
+        int8 = _says(torch.cpu, "_is_vnni_supported") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+        return Capabilities(mkldnn and (x86_bf16 or arm_bf16), mkldnn and int8)
     return Capabilities(bf16=False, int8=False)
 
 

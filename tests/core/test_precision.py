@@ -312,8 +312,8 @@ def test_int8_is_refused_where_company_shows(clip_folder: Path, monkeypatch: pyt
     def whole_batch(self: RowInt8Linear, rows: torch.Tensor) -> torch.Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
         scale = flat.abs().amax() / 127
-        products = _int8._int_mm((flat / scale).round().to(torch.int8), self._quantised.t())
-        return torch.addcmul(self._bias, products * scale, self._scale).view(*rows.shape[:-1], -1)
+        products = self._weight.products((flat / scale).round().to(torch.int8))
+        return torch.addcmul(self._bias, products, scale).view(*rows.shape[:-1], -1)
 
     monkeypatch.setattr(RowInt8Linear, "forward", whole_batch)
     clip = ClipEmbedder(clip_folder, device="cpu", precision="int8")
