@@ -2,6 +2,7 @@
 
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._pipeline import ImageStream
+from clip_embed._profile import Profile
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
     ClipEmbedError,
@@ -33,5 +34,6 @@ __all__ = [
     "ModelForked",
     "ModelNotFound",
     "ModelUnsupported",
+    "Profile",
     "SpaceMismatch",
 ]

@@ -18,7 +18,7 @@ _WHOLE_RESIZE = 8
 Size = tuple[int, int]  # (width, height)
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """An RGB image as it is stored, perhaps decoded smaller than it is."""
 
     picture: Image.Image | UInt8
@@ -47,32 +47,48 @@ def prepare_pixels(
     Without torch the resize stays Pillow's, and torch is not loaded. Raises ImageError for the same
     images with the same reason in each case.
     """
+    decoded = decode_for(source, encoded, spec, policy, exact=exact)
+    return fit(decoded, spec, policy, with_torch=with_torch)
+
+
+def decode_for(
+    source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy, *, exact: bool
+) -> Stored | Image.Image:
+    """The first half of `prepare_pixels`: the image decoded, upright and whole where it is `exact`."""
     if exact or spec.prepare is not None or spec.resample not in FAST_FILTERS:
-        return to_pixels(decode(source, encoded, policy), spec, policy.background)
-    stored = _decode(source, encoded, spec, policy)
-    size = _turned(stored.size, stored.turn)
+        return decode(source, encoded, policy)
+    return _decode(source, encoded, spec, policy)
+
+
+def fit(
+    decoded: Stored | Image.Image, spec: ImageSpec, policy: ImagePolicy, *, with_torch: bool = True
+) -> UInt8:
+    """The second half of `prepare_pixels`: the decoded image in the model's size."""
+    if isinstance(decoded, Image.Image):
+        return to_pixels(decoded, spec, policy.background)
+    size = _turned(decoded.size, decoded.turn)
     if _is_long(size, spec):
-        picture = stored.picture
+        picture = decoded.picture
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        return to_pixels(upright(image, stored.turn), spec, policy.background)
-    target = _turned(_resized(size, spec), stored.turn)
-    pixels = resize(stored.picture, stored.extent, target, spec.resample, with_torch=with_torch)
-    return _finish(_upright_pixels(pixels, stored.turn), spec, policy.background)
+        return to_pixels(upright(image, decoded.turn), spec, policy.background)
+    target = _turned(_resized(size, spec), decoded.turn)
+    pixels = resize(decoded.picture, decoded.extent, target, spec.resample, with_torch=with_torch)
+    return _finish(_upright_pixels(pixels, decoded.turn), spec, policy.background)
 
 
-def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> _Stored:
+def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> Stored:
     if encoded is None and isinstance(source, np.ndarray):
         array = np.ascontiguousarray(checked_array(cast("UInt8", source)))
         size = (array.shape[1], array.shape[0])
-        return _Stored(array, size, size, 1)
+        return Stored(array, size, size, 1)
     with opened(source, encoded, policy) as image:
         if encoded is None or not is_plain(encoded, image):
             image.load()
-            return _Stored(to_rgb(image, policy), image.size, image.size, orientation(image, policy))
+            return Stored(to_rgb(image, policy), image.size, image.size, orientation(image, policy))
         size, turn = image.size, orientation(image, policy)
         whole = _turned(size, turn)
         target = size if _is_long(whole, spec) else _turned(_resized(whole, spec), turn)
-        return _Stored(*decode_jpeg(encoded, image, target), size, turn)
+        return Stored(*decode_jpeg(encoded, image, target), size, turn)
 
 
 def _turned(size: Size, turn: int) -> Size:

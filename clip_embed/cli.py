@@ -14,6 +14,7 @@ import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._models import default_model
+from clip_embed._precision import PRECISIONS, Precision
 from clip_embed._table import format_table
 
 if TYPE_CHECKING:
@@ -170,6 +171,45 @@ def models(as_json: bool) -> None:
         "Any other CLIP folder in the format of transformers or sentence-transformers works as well:\n"
         "give its path as --model, or set CLIP_EMBED_MODEL."
     )
+
+
+@main.command()
+@click.argument(
+    "folder",
+    required=False,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="[PHOTOS]",
+)
+@click.option("--images", default=256, show_default=True, type=click.IntRange(min=1), help="How many.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@_model_option
+@_json_option
+def bench(folder: Path | None, images: int, precision: Precision, model: str | None, as_json: bool) -> None:
+    """Measure where the time from images to vectors goes on this machine.
+
+    Takes images evenly from those below PHOTOS, or else the demo's photos over and over.
+    """
+    from clip_embed._folder_index import find_photos
+    from clip_embed.demo import photos
+
+    name = model or default_model()
+    try:
+        embedder = ClipEmbedder(name, precision=precision)
+        _ = embedder.precision
+    except ValueError as error:  # this device does not compute so
+        raise click.BadParameter(str(error), param_hint="--precision") from error
+    found = [folder / path for path in find_photos(folder)] if folder else photos()
+    if not found:
+        raise click.ClickException(f"no photos below {folder}")
+    count = min(images, len(found)) if folder else images
+    chosen = [found[place * len(found) // count % len(found)] for place in range(count)]
+    click.echo(f"Loading {name} …", err=True)
+    embedder.load()
+    click.echo(f"Embedding {count:,} images three times over …", err=True)
+    profile = embedder.profile(chosen)
+    click.echo(json.dumps(profile.as_dict(), indent=1) if as_json else str(profile))
+    if profile.failed:
+        sys.exit(1)
 
 
 @main.command()

@@ -202,3 +202,29 @@ def test_the_readme_lists_the_same_models() -> None:
             str(model.imagenet or "–"),
             model.coco or "–",
         ]
+
+
+def test_bench_says_where_the_time_goes(few_photos: Path) -> None:
+    """A table that ends with a verdict; photos that fail are counted and make the exit code 1."""
+    (few_photos / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    result = run("bench", str(few_photos), "--model", "offline")
+    (few_photos / "torn.jpg").unlink()
+    assert result.exit_code == 1
+    assert re.search(r"^\d images, 1 of them failed: [\d.]+ images/s on \w+ in fp32", result.stdout)
+    assert re.search(r"-bound: \d+% of the work is .*Faster: ", result.stdout.splitlines()[-1])
+
+
+def test_bench_without_a_folder_takes_the_samples() -> None:
+    """Images may be more or fewer than there are photos, and JSON has the verdict."""
+    result = run("bench", "--images", "3", "--model", "offline", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert facts["images"] == 3
+    assert "-bound: " in facts["verdict"]
+
+
+def test_bench_refuses_what_the_model_does_not_compute() -> None:
+    """A precision that is not to be had is wrong usage, with the way out."""
+    result = run("bench", "--precision", "bf16", "--model", "offline")
+    assert result.exit_code == 2
+    assert "take 'auto', 'exact' or 'fp32'" in " ".join(result.stderr.split())

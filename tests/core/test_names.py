@@ -34,6 +34,7 @@ def test_public_names() -> None:
         "ModelForked",
         "ModelNotFound",
         "ModelUnsupported",
+        "Profile",
         "SpaceMismatch",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
