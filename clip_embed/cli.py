@@ -181,7 +181,13 @@ def models(as_json: bool) -> None:
     metavar="[PHOTOS]",
 )
 @click.option("--images", default=256, show_default=True, type=click.IntRange(min=1), help="How many.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="What the model computes in.",
+)
 @_model_option
 @_json_option
 def bench(folder: Path | None, images: int, precision: Precision, model: str | None, as_json: bool) -> None:
