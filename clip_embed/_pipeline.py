@@ -16,6 +16,7 @@ in number and in bytes, so memory does not grow with the input.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ from PIL import Image
 from clip_embed._cores import limit_torch, usable_cores
 from clip_embed._images import describe
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
-from clip_embed.errors import ImageError
+from clip_embed.errors import ImageError, ModelForked
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         *,
         prepare: Callable[[object], Prepared],
         forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
+        finish: Callable[[], None],
         streams: int,
         dim: int,
         batch_size: int,
@@ -86,6 +88,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._source = enumerate(images)
         self._prepare = prepare
         self._forward = forward
+        self._finish_up = finish
         self._dim = dim
         self._batch_size = batch_size
         self._workers = workers
@@ -102,12 +105,15 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._held_bytes = 0
         self._emitted = 0
         self._exhausted = False
+        self._process: int | None = None  # in which the threads are
         self._batches = self._run()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> EmbeddedBatch:
+        if self._process not in (None, os.getpid()):
+            raise ModelForked("this stream was begun before a fork: its threads are in the parent process")
         return next(self._batches)
 
     def __enter__(self) -> Self:
@@ -124,6 +130,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _run(self) -> Generator[EmbeddedBatch]:
         with ExitStack() as threads:
+            threads.callback(self._finish_up)  # after the last thread
+            self._process = os.getpid()
             pool = runner = _open_pool(threads, self._workers, torch_threads=1)
             if self._streams == 1:
                 runner = _open_pool(threads, 1, torch_threads=usable_cores())
