@@ -102,9 +102,7 @@ class CacheFile:
 def check_foreign(path: Path) -> None:
     """Raise ValueError for a folder, or a sound SQLite file that is no cache; reads only its header."""
     if path.is_dir():
-        raise ValueError(
-            f"the cache {path} is a folder: give the name of a file, such as {path / 'cache.db'}"
-        )
+        raise ValueError(f"the cache {path} is a folder: give a file, such as {path / 'cache.db'}")
     try:
         with path.open("rb") as file:
             header = file.read(100)
@@ -140,6 +138,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if is_new := not number(connection, "SELECT count(*) FROM sqlite_master"):
         connection.execute(f"PRAGMA page_size = {_PAGE}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")  # in the file before there is a journal
     connection.execute(f"PRAGMA journal_mode = {'DELETE' if remote else 'WAL'}")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
@@ -148,7 +147,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     with transaction(connection):
         if is_new and not number(connection, "SELECT count(*) FROM sqlite_master"):
             connection.execute(_TABLE)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
         elif not _is_current(connection):
             raise DamagedFile("it was made by another version of clip-embed")

@@ -195,7 +195,7 @@ def _shrink(connection: sqlite3.Connection, max_bytes: int) -> None:
     """Give back what the file is longer than it may be, as far as it is free."""
     over = number(connection, "PRAGMA page_count") - max_bytes // number(connection, "PRAGMA page_size")
     if (free := min(over, number(connection, "PRAGMA freelist_count"))) > 0:
-        connection.execute(f"PRAGMA incremental_vacuum({free})").fetchall()
+        connection.executescript(f"PRAGMA incremental_vacuum({free})")  # execute() would free one page
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
