@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from PIL import Image
 
 from clip_embed._cores import limit_torch, usable_cores
 from clip_embed._images import describe
+from clip_embed._pool import Pool
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
 from clip_embed.errors import ImageError, ModelForked
 
@@ -147,7 +148,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             if batch := self._take():
                 yield batch
 
-    def _read(self, pool: ThreadPoolExecutor) -> None:
+    def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
         while (
             not self._exhausted
@@ -167,11 +168,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._held_bytes += item.size
             self._submit(pool, partial(self._prepare, source), partial(self._prepared, item))
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, work: Callable[[], T], then: Callable[[Future[T]], None]
-    ) -> None:
+    def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Do the work in the pool, and then the rest in the thread that iterates."""
-        pool.submit(work).add_done_callback(lambda done: self._finished.put(partial(then, done)))
+        finished = self._finished
+        pool.submit(work, lambda done: finished.put(partial(then, done)))
 
     def _prepared(self, item: _Item, done: Future[Prepared]) -> None:
         """Put one decoded image where it belongs."""
@@ -189,7 +189,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._held_bytes += prepared.size
             self._ready.append((item, prepared))
 
-    def _launch(self, runner: ThreadPoolExecutor) -> None:
+    def _launch(self, runner: Pool) -> None:
         """Send batches to the model, in the order in which their images became ready."""
         size = self._images_per_pass()
         while (
@@ -251,10 +251,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
         )
 
 
-def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> ThreadPoolExecutor:
+def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> Pool:
     """Return a pool that ends with the stack; what nobody has begun by then is dropped."""
-    pool = ThreadPoolExecutor(size, "clip-embed", limit_torch, (torch_threads,))
-    stack.callback(pool.shutdown, cancel_futures=True)
+    pool = Pool(size, partial(limit_torch, torch_threads))
+    stack.callback(pool.close)
     return pool
 
 
