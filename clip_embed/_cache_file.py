@@ -44,7 +44,7 @@ class DamagedFile(sqlite3.DatabaseError):
 class CacheFile:
     """One connection to the file at `path`, opened where it is needed, for one thread at a time.
 
-    It never crosses a fork: the child opens its own.
+    It never crosses a fork: it is closed before, and both processes open their own where they need one.
     """
 
     def __init__(self, path: Path, *, timeout: float) -> None:
@@ -52,7 +52,8 @@ class CacheFile:
         self._timeout = timeout
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
-        self._lock = ForkSafeLock(after_fork=self._begin_child)
+        self._is_parents = False
+        self._lock = ForkSafeLock(before_fork=self._disconnect, after_fork=self._begin_child)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Do some work on the file; None where another process holds it, or it turns out to be damaged.
@@ -81,6 +82,8 @@ class CacheFile:
                 self._disconnect()
 
     def _open(self) -> sqlite3.Connection:
+        if self._is_parents:
+            raise OSError("it was open during a fork that was not Python's")
         if self._connection is None:
             self._identity = _identity(self.path)
             self._connection = _open_file(self.path, self._timeout)
@@ -94,8 +97,9 @@ class CacheFile:
         self._connection = None
 
     def _begin_child(self) -> None:
-        if self._connection is not None:  # the parent's: it must not even be closed here
+        if self._connection is not None:  # a fork by other than Python's means: it must not even be closed
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            self._is_parents = True
         self._connection = None
 
 

@@ -1,6 +1,7 @@
 """What holds after a fork: in the child only the thread that forked lives on.
 
-A lock that another thread held stays locked for ever, so the locks here are made anew in the child.
+A lock that another thread held stays locked for ever, so the locks here are made anew in the child. What
+must not be in use during a fork (SQLite, whose own locks cannot be renewed) is put down before it.
 Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not.
 """
 
@@ -21,9 +22,13 @@ class ForkSafeLock:
     def __init__(
         self,
         make: Callable[[], AbstractContextManager[object]] = threading.Lock,
+        *,
+        before_fork: Callable[[], object] | None = None,
         after_fork: Callable[[], object] | None = None,
     ) -> None:
         self._make = make
+        self.before_fork = before_fork
+        """Called with the lock held, which then stays held until the fork is over."""
         self._after_fork = after_fork
         self._lock = make()
         _locks.add(self)
@@ -44,6 +49,7 @@ class ForkSafeLock:
 
 
 _locks: WeakSet[ForkSafeLock] = WeakSet()
+_held: dict[int, list[ForkSafeLock]] = {}  # by the threads that are forking
 _loading: list[int] = []  # the threads that are importing or loading
 _torch_is_inherited = False
 _is_torn = False
@@ -70,13 +76,28 @@ def is_torn() -> bool:
     return _is_torn
 
 
-def _begin_child() -> None:
+def _before_fork() -> None:
+    held = _held[threading.get_ident()] = []
+    for lock in list(_locks):
+        if lock.before_fork is not None:
+            lock.__enter__()
+            held.append(lock)
+            lock.before_fork()
+
+
+def _in_parent() -> None:
+    for lock in _held.pop(threading.get_ident(), []):
+        lock.__exit__(None, None, None)
+
+
+def _in_child() -> None:
     global _torch_is_inherited, _is_torn
     _torch_is_inherited = "torch" in sys.modules
     _is_torn = _is_torn or any(thread != threading.get_ident() for thread in _loading)
+    _held.clear()
     for lock in list(_locks):
         lock.renew()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
