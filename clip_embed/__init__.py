@@ -1,5 +1,6 @@
 """Query images by text: CLIP vectors of images and texts, for the tools people already use."""
 
+from clip_embed._cache import EmbeddingCache
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._pipeline import ImageStream
 from clip_embed._profile import Profile
@@ -22,6 +23,7 @@ __all__ = [
     "ClipEmbedError",
     "ClipEmbedder",
     "EmbeddedBatch",
+    "EmbeddingCache",
     "ImageBatchError",
     "ImageError",
     "ImageFailure",

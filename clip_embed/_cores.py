@@ -7,8 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
+from clip_embed._fork import ForkSafeLock, torch_is_inherited
+
 _CGROUP = Path("/sys/fs/cgroup")
-_TORCH = threading.Lock()
+_TORCH = ForkSafeLock()
 
 
 def usable_cores() -> int:
@@ -41,11 +43,14 @@ def limit_torch(threads: int) -> None:
 
     `torch.set_num_threads` counts for the calling thread and for every thread that starts later,
     but not for those that run. A short-lived thread takes the second part back. Where nobody has
-    imported torch there is nothing to limit.
+    imported torch there is nothing to limit. A child that was forked after that import has lost torch's
+    pool and would wait for it: it gets one thread.
     """
     if "torch" not in sys.modules:
         return
     import torch
+
+    threads = 1 if torch_is_inherited() else threads
 
     with _TORCH:
         before = torch.get_num_threads()

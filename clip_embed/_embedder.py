@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clip_embed._cache import MemoryCache
+from clip_embed._cache import EmbeddingCache
+from clip_embed._cached import CachedTowers
 from clip_embed._cores import usable_cores
 from clip_embed._device import suggest_batch_size
-from clip_embed._images import ImageInput, describe, read_encoded
+from clip_embed._fork import loading
+from clip_embed._images import ImageInput, describe
 from clip_embed._models import (
     DEFAULT_MODEL,
     check_model,
@@ -22,14 +23,14 @@ from clip_embed._models import (
     model_precision,
     open_model,
 )
-from clip_embed._pipeline import ImageStream, Prepared
-from clip_embed._pixels import prepare_pixels
+from clip_embed._pipeline import ImageStream
 from clip_embed._precision import Precision
 from clip_embed._profile import Profile, Profiler
+from clip_embed._recipe import Recipe
 from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
-from clip_embed._vectors import has_direction, unit_rows
-from clip_embed.errors import ImageBatchError, ImageError, ModelError, SpaceMismatch
+from clip_embed._vectors import unit_rows
+from clip_embed.errors import ImageBatchError, SpaceMismatch
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -52,7 +53,8 @@ class ClipEmbedder:
     "offline" and your own models compute in float32 for "auto".
     `batch_size` is the number of images per forward pass and `workers` the number of threads;
     "auto" takes them from the device and the cores. `cache="memory"` keeps vectors by
-    content in at most 256 MiB; None keeps nothing.
+    content in at most 256 MiB, a path keeps them in a file as well, an `EmbeddingCache` may be
+    shared by several embedders; None keeps nothing.
 
     The constructor is cheap: weights load on first use or in `load()`. One embedder may be
     shared by threads. Raises ModelNotFound, ModelUnsupported or MissingExtra where the model is
@@ -68,10 +70,8 @@ class ClipEmbedder:
         batch_size: int | Literal["auto"] = "auto",
         workers: int | Literal["auto"] = "auto",
         policy: ImagePolicy | None = None,
-        cache: Literal["memory"] | None = "memory",
+        cache: str | Path | EmbeddingCache | None = "memory",
     ) -> None:
-        if cache not in ("memory", None):
-            raise ValueError(f"cache must be 'memory' or None, not {cache!r}")
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value != "auto" and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be 'auto' or a whole number from 1, not {value!r}")
@@ -83,7 +83,8 @@ class ClipEmbedder:
         self._workers: int | Literal["auto"] = workers
         self._with_torch = isinstance(model, (str, Path))  # a model of the user's own may run without
         self._policy = policy or ImagePolicy()
-        self._cache = MemoryCache() if cache == "memory" else None
+        self._cache = _as_cache(cache)
+        self._cached_towers: CachedTowers | None = None
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
@@ -110,7 +111,7 @@ class ClipEmbedder:
     @property
     def space(self) -> str:
         """Says which vectors may be compared: equal strings, comparable vectors."""
-        return self.model.space
+        return self._towers.space
 
     @property
     def device(self) -> str:
@@ -121,6 +122,11 @@ class ClipEmbedder:
     def precision(self) -> str:
         """How vectors are computed, "auto" resolved; ValueError where the device cannot compute so."""
         return model_precision(self._source, self._precision, self._device)
+
+    @property
+    def recipe(self) -> str:
+        """How image vectors are made, in one line to keep beside them: no reason to refuse a comparison."""
+        return str(self._recipe())
 
     @property
     def policy(self) -> ImagePolicy:
@@ -158,11 +164,13 @@ class ClipEmbedder:
         the loop may be left early.
         """
         self._towers.check_process()
+        towers = self._through_cache()
         workers = usable_cores() if self._workers == "auto" else self._workers
         return ImageStream(
             _iterate(images),
-            prepare=self._prepare,
-            forward=self._forward,
+            prepare=towers.prepare,
+            forward=towers.forward,
+            finish=towers.finish,
             streams=min(workers, self._towers.streams),
             dim=self.dim,
             batch_size=self._towers.batch_size,
@@ -202,17 +210,8 @@ class ClipEmbedder:
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"text {index} must be a str, not {type(text).__name__}")
         self._towers.check_process()
-        known: dict[str, Float32] = {}
-        for text in dict.fromkeys(wanted):
-            entry = self._cache.get(_text_key(text)) if self._cache else None
-            if isinstance(entry, np.ndarray):
-                known[text] = entry
-        missing = [text for text in dict.fromkeys(wanted) if text not in known]
-        for text, vector in zip(missing, self._embed_new_texts(missing), strict=True):
-            known[text] = vector
-            if self._cache:
-                self._cache.put(_text_key(text), vector)
-        return np.stack([known[text] for text in wanted]) if wanted else np.empty((0, self.dim), np.float32)
+        vectors = self._through_cache().embed_texts(wanted)
+        return np.stack(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
     def scores(
         self, images: Images | npt.NDArray[np.floating], texts: Iterable[str] | npt.NDArray[np.floating]
@@ -242,72 +241,27 @@ class ClipEmbedder:
             )
         return unit_rows(array.astype(np.float32))
 
-    def _prepare(self, source: object) -> Prepared:
-        """Read and decode one image, in a decode thread; content that is known is not decoded."""
-        encoded = read_encoded(source, self._policy)
-        content = hashlib.sha256(encoded).digest() if encoded is not None and self._cache else b""
-        if self._cache and content and (known := self._cache.get(content)) is not None:
-            if isinstance(known, ImageError):
-                raise ImageError(str(known))
-            return Prepared(content, None, known)
-        try:
-            pixels = prepare_pixels(
-                source,
-                encoded,
-                self.model.image_spec,
-                self._policy,
-                exact=self._precision == "exact",
-                with_torch=self._with_torch,
+    def _recipe(self) -> Recipe:
+        return Recipe.of(self.precision, self.model.image_spec, self._policy)
+
+    def _through_cache(self) -> CachedTowers:
+        """Return the towers behind the cache; made late, because that asks for space and device."""
+        if self._cached_towers is None:
+            with loading():
+                recipe = self._recipe()
+            self._cached_towers = CachedTowers(
+                self._towers, self._policy, recipe, self._cache, with_torch=self._with_torch
             )
-        except ImageError as error:
-            if self._cache and content:
-                self._cache.put(content, error)
-            raise
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ModelError(
-                f"the prepare of the model's image_spec gave {pixels.dtype} {pixels.shape}, "
-                "not uint8 (height, width, 3)"
-            )
-        return Prepared(content, np.ascontiguousarray(pixels))
+        return self._cached_towers
 
-    def _forward(self, batch: Sequence[Prepared], alone: bool) -> list[Float32 | ImageError]:
-        """Embed one batch of decoded images: a unit vector (d,) each, or why there is none.
 
-        Equal content is embedded once, also where it became known while this batch waited.
-        """
-        outcomes: dict[bytes | int, Float32 | ImageError] = {}
-        new: dict[bytes | int, UInt8] = {}
-        names = [prepared.content or place for place, prepared in enumerate(batch)]
-        for name, prepared in zip(names, batch, strict=True):
-            known = self._cache.get(name) if self._cache and isinstance(name, bytes) else None
-            if known is not None:
-                outcomes[name] = known
-            elif prepared.pixels is not None:
-                new.setdefault(name, prepared.pixels)
-        vectors = self._towers.embed_images(list(new.values()), alone=alone) if new else []
-        for name, vector in zip(new, vectors, strict=True):
-            if isinstance(vector, MemoryError):
-                reason = f"the model ran out of memory on it alone: {vector}"
-                outcomes[name] = ImageError(reason, retryable=True)
-            elif not has_direction(vector):
-                outcomes[name] = ImageError("the model gave no finite vector for it")
-            else:
-                outcomes[name] = vector
-                if self._cache and isinstance(name, bytes):
-                    self._cache.put(name, vector)
-        return [outcomes[name] for name in names]
-
-    def _embed_new_texts(self, texts: Sequence[str]) -> list[Float32]:
-        """Return a unit vector (d,) for each text, in order; ModelError where there is none."""
-        vectors: list[Float32] = []
-        outcomes = self._towers.embed_texts([_well_formed(text) for text in texts]) if texts else []
-        for text, vector in zip(texts, outcomes, strict=True):
-            if isinstance(vector, MemoryError):
-                raise ModelError(f"the model ran out of memory on the text {text[:60]!r} alone: {vector}")
-            if not has_direction(vector):
-                raise ModelError(f"the model gave no finite vector for the text {text[:60]!r}")
-            vectors.append(vector)
-        return vectors
+def _as_cache(cache: object) -> EmbeddingCache | None:
+    """Return the cache that an argument names; TypeError for anything else."""
+    if cache is None or isinstance(cache, EmbeddingCache):
+        return cache
+    if not isinstance(cache, (str, Path)):
+        raise TypeError(f"cache must be 'memory', a path, an EmbeddingCache or None, not {cache!r}")
+    return EmbeddingCache() if cache == "memory" else EmbeddingCache(cache)
 
 
 def _iterate(images: object) -> Iterable[object]:
@@ -325,12 +279,3 @@ def _iterate(images: object) -> Iterable[object]:
             f"not {describe(images)}"  # pyright: ignore[reportUnknownArgumentType]
         )
     return cast("Iterable[object]", images)
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer takes, by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _text_key(text: str) -> bytes:
-    return hashlib.sha256(b"text\0" + text.encode("utf-8", "surrogatepass")).digest()

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._signals import keeping
 from clip_embed._space import cache_dir
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure
 from clip_embed.arrow import vector_array
@@ -70,19 +71,19 @@ def index_folder(
     progress(len(vectors))
     missing = [path for path in photos if path not in vectors]
     failures: list[ImageFailure] = []
-    try:
-        with embedder.stream_images([(path, folder / path) for path in missing]) as batches:
+    with embedder.stream_images([(path, folder / path) for path in missing]) as batches:
+        try:
             for batch in batches:
                 vectors |= _by_path(batch)
                 failures += batch.failures
                 progress(len(batch.vectors) + len(batch.failures))
-    finally:  # an interrupt loses nothing that is done
-        paths = [path for path in photos if path in vectors]
-        rows = (
-            np.stack([vectors[path] for path in paths]) if paths else np.empty((0, embedder.dim), np.float32)
-        )
-        if vectors.keys() & set(missing) or len(known) > len(paths):
-            _write(file, paths, [photos[path] for path in paths], rows)
+        finally:  # an interrupt loses nothing that is done, nor waits for what is not
+            paths = [path for path in photos if path in vectors]
+            empty = np.empty((0, embedder.dim), np.float32)
+            with keeping():
+                rows = np.stack([vectors[path] for path in paths]) if paths else empty
+                if vectors.keys() & set(missing) or len(known) > len(paths):
+                    _write(file, paths, [photos[path] for path in paths], rows)
     return FolderIndex(paths, rows, len(missing) - len(failures), failures)
 
 

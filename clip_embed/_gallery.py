@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_embed._images import decode, read_encoded
+from clip_embed._signals import keeping
 from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
 
@@ -51,15 +52,16 @@ def write_gallery(
     Names and texts are escaped; an image that cannot be decoded is a tile that says why.
     """
     figures = "\n".join(_figure(rank, tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
-    file.write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style></head><body>\n"
-        f"<h1>{html.escape(title)}</h1>\n<p><code>{html.escape(note)}</code></p>\n"
-        f"<main>\n{figures}\n</main>\n</body></html>\n",
-        "utf-8",
-        "replace",  # a file name need not be UTF-8
-    )
+    with keeping():
+        file.write_text(
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style></head><body>\n"
+            f"<h1>{html.escape(title)}</h1>\n<p><code>{html.escape(note)}</code></p>\n"
+            f"<main>\n{figures}\n</main>\n</body></html>\n",
+            "utf-8",
+            "replace",  # a file name need not be UTF-8
+        )
 
 
 def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:

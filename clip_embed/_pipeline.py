@@ -16,8 +16,9 @@ in number and in bytes, so memory does not grow with the input.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,9 @@ from PIL import Image
 
 from clip_embed._cores import limit_torch, usable_cores
 from clip_embed._images import describe
+from clip_embed._pool import Pool
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
-from clip_embed.errors import ImageError
+from clip_embed.errors import ImageError, ModelForked
 
 T = TypeVar("T")
 
@@ -78,6 +80,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         *,
         prepare: Callable[[object], Prepared],
         forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
+        finish: Callable[[], None] | None = None,
         streams: int,
         dim: int,
         batch_size: int,
@@ -86,6 +89,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._source = enumerate(images)
         self._prepare = prepare
         self._forward = forward
+        self._finish_up = finish
         self._dim = dim
         self._batch_size = batch_size
         self._workers = workers
@@ -102,12 +106,15 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._held_bytes = 0
         self._emitted = 0
         self._exhausted = False
+        self._process: int | None = None  # in which the threads are
         self._batches = self._run()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> EmbeddedBatch:
+        if self._process not in (None, os.getpid()):
+            raise ModelForked("this stream was begun before a fork: its threads are in the parent process")
         return next(self._batches)
 
     def __enter__(self) -> Self:
@@ -124,6 +131,9 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _run(self) -> Generator[EmbeddedBatch]:
         with ExitStack() as threads:
+            if self._finish_up:
+                threads.callback(self._finish_up)  # after the last thread
+            self._process = os.getpid()
             pool = runner = _open_pool(threads, self._workers, torch_threads=1)
             if self._streams == 1:
                 runner = _open_pool(threads, 1, torch_threads=usable_cores())
@@ -139,7 +149,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             if batch := self._take():
                 yield batch
 
-    def _read(self, pool: ThreadPoolExecutor) -> None:
+    def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
         while (
             not self._exhausted
@@ -159,11 +169,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._held_bytes += item.size
             self._submit(pool, partial(self._prepare, source), partial(self._prepared, item))
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, work: Callable[[], T], then: Callable[[Future[T]], None]
-    ) -> None:
+    def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Do the work in the pool, and then the rest in the thread that iterates."""
-        pool.submit(work).add_done_callback(lambda done: self._finished.put(partial(then, done)))
+        finished = self._finished
+        pool.submit(work, lambda done: finished.put(partial(then, done)))
 
     def _prepared(self, item: _Item, done: Future[Prepared]) -> None:
         """Put one decoded image where it belongs."""
@@ -181,7 +190,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._held_bytes += prepared.size
             self._ready.append((item, prepared))
 
-    def _launch(self, runner: ThreadPoolExecutor) -> None:
+    def _launch(self, runner: Pool) -> None:
         """Send batches to the model, in the order in which their images became ready."""
         size = self._images_per_pass()
         while (
@@ -243,10 +252,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
         )
 
 
-def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> ThreadPoolExecutor:
+def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> Pool:
     """Return a pool that ends with the stack; what nobody has begun by then is dropped."""
-    pool = ThreadPoolExecutor(size, "clip-embed", limit_torch, (torch_threads,))
-    stack.callback(pool.shutdown, cancel_futures=True)
+    pool = Pool(size, partial(limit_torch, torch_threads))
+    stack.callback(pool.close)
     return pool
 
 

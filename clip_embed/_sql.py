@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import duckdb
 
+from clip_embed._signals import plain_interrupts
 from clip_embed._table import format_table
 
 _SHOWN = 100
@@ -42,7 +43,8 @@ def run_session(connection: duckdb.DuckDBPyConnection) -> bool:
     statement = ""
     while True:
         try:
-            statement += input("   ...> " if statement else "photos> ") + "\n"
+            with plain_interrupts():
+                statement += input("   ...> " if statement else "photos> ") + "\n"
         except EOFError:
             click.echo()
             return True
@@ -51,7 +53,8 @@ def run_session(connection: duckdb.DuckDBPyConnection) -> bool:
             statement = ""
             continue
         if statement.rstrip().endswith(";"):
-            _run(connection, statement)
+            with plain_interrupts():
+                _run(connection, statement)
             statement = ""
 
 

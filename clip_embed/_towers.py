@@ -13,6 +13,7 @@ import numpy as np
 from clip_embed._batcher import Batcher, Halving, Outcome
 from clip_embed._cores import limit_torch, torch_threads, usable_cores
 from clip_embed._device import resolve_device, stable_shape, suggest_batch_size
+from clip_embed._fork import ForkSafeLock, is_torn, loading, torch_is_inherited
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ModelError, ModelForked
@@ -40,9 +41,11 @@ class Towers:
         self._wanted_device = device
         self._wanted_batch_size: int | Literal["auto"] = batch_size
         self._opened: Model | None = None
-        self._pid: int | None = None  # the process in which the weights were loaded
-        self._turn = threading.RLock()
-        self._cores = threading.Semaphore(usable_cores())
+        self._pid: int | None = None  # the process in which loading the weights was begun
+        self._loaded = False
+        self._opening = ForkSafeLock(threading.RLock)
+        self._turn = ForkSafeLock(threading.RLock)
+        self._cores = ForkSafeLock(lambda: threading.Semaphore(usable_cores()))
         self._run_images = Halving(self._embed_pixels)
         self._images = Batcher(self._run_images, self._turn)
         self._texts = Batcher(Halving(self._embed_texts), self._turn)
@@ -52,15 +55,24 @@ class Towers:
         """The opened model; its weights may not be loaded yet."""
         if (opened := self._opened) is not None:  # no lock: decode threads ask during a forward pass
             return opened
-        with self._turn:
+        self.check_process()
+        with self._opening, loading():
             if self._opened is None:
                 self._opened = self._opener()
             return self._opened
 
+    @property
+    def space(self) -> str:
+        """The model's space; its weights may be read for it, but are not loaded."""
+        model = self.model
+        with self._opening, loading():
+            return model.space
+
     @cached_property
     def device(self) -> str:
         """The device of torch that the model runs on, "auto" resolved."""
-        return resolve_device(self._wanted_device)
+        with loading():
+            return resolve_device(self._wanted_device)
 
     @cached_property
     def batch_size(self) -> int:
@@ -81,19 +93,31 @@ class Towers:
     def load(self) -> None:
         """Load the weights now rather than on first use; idempotent."""
         self.check_process()
-        with self._turn:
-            load = getattr(self.model, "load", None)
-            if callable(load):
-                load()
+        with self._turn, loading():
             self._pid = os.getpid()
+            try:
+                load = getattr(self.model, "load", None)
+                if callable(load):
+                    load()
+                self._loaded = True
+            finally:
+                if not self._loaded:
+                    self._pid = None
 
     def check_process(self) -> None:
-        """Refuse to use a model that was loaded before a fork: torch would hang."""
+        """Refuse to use what a fork has left half done; let torch use one thread where its pool is gone."""
         if self._pid not in (None, os.getpid()):
             raise ModelForked(
                 "this process was forked after the model was loaded: make a ClipEmbedder in the child, "
                 'or start workers with the "spawn" method'
             )
+        if is_torn():
+            raise ModelForked(
+                "this process was forked while another thread was loading a model: fork before that, "
+                'or start workers with the "spawn" method'
+            )
+        if torch_is_inherited():
+            limit_torch(1)
 
     def embed_images(self, pixels: Sequence[UInt8], *, alone: bool = True) -> list[Outcome]:
         """Return for each uint8 (height, width, 3) the unit vector (d,), or why memory did not suffice.
@@ -116,7 +140,7 @@ class Towers:
     def _ensure_loaded(self) -> None:
         """Load first, so that a lack of memory in a tower is one for the batch, not for the weights."""
         self.check_process()
-        if self._pid is None:
+        if not self._loaded:
             self.load()
 
     def _embed_pixels(self, rows: Sequence[UInt8]) -> Float32:

@@ -1,9 +1,13 @@
-"""The command `clip-embed`. Exit code 0: done, 1: failed in part or whole, 2: wrong usage."""
+"""The command `clip-embed`.
+
+Exit code 0: done, 1: failed in part or whole, 2: wrong usage, 130: Ctrl-C, 143: SIGTERM.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +19,7 @@ import click
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._models import default_model
 from clip_embed._precision import PRECISIONS, Precision
+from clip_embed._signals import Stopped, orderly_end
 from clip_embed._table import format_table
 
 if TYPE_CHECKING:
@@ -31,7 +36,10 @@ class _Group(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a file name or a line need not fit the terminal
         try:
-            return super().invoke(ctx)
+            with orderly_end():
+                return super().invoke(ctx)
+        except Stopped as stopped:
+            sys.exit(stopped.exit_code)
         except ModuleNotFoundError as error:
             if error.name != "duckdb":
                 raise
@@ -53,6 +61,12 @@ def _json_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="clip-embed")
 def main() -> None:
     """Query images by text."""
+
+
+def run() -> None:
+    """Run the command as a program: before and after the work, Ctrl-C ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main()
 
 
 @main.command()

@@ -19,7 +19,6 @@ from clip_embed.testing import FakeModel
     [
         ("precision", "fp64", "precision must be .* not 'fp64'"),
         ("precision", None, "precision must be .* not None"),
-        ("cache", "disk", "cache must be .* not 'disk'"),
         ("batch_size", 0, "batch_size must be .* not 0"),
         ("batch_size", -3, "batch_size must be .* not -3"),
         ("batch_size", 2.5, r"batch_size must be .* not 2\.5"),

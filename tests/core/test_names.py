@@ -22,6 +22,7 @@ def test_public_names() -> None:
         "ClipEmbedError",
         "ClipEmbedder",
         "EmbeddedBatch",
+        "EmbeddingCache",
         "ImageBatchError",
         "ImageError",
         "ImageFailure",
