@@ -1,9 +1,12 @@
 """Query images by text: CLIP vectors of images and texts, for the tools people already use."""
 
+from clip_embed._adopt import adopt
 from clip_embed._cache import EmbeddingCache
+from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._pipeline import ImageStream
 from clip_embed._profile import Profile
+from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
     ClipEmbedError,
@@ -20,6 +23,7 @@ from clip_embed.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classification",
     "ClipEmbedError",
     "ClipEmbedder",
     "EmbeddedBatch",
@@ -38,4 +42,6 @@ __all__ = [
     "ModelUnsupported",
     "Profile",
     "SpaceMismatch",
+    "Stamp",
+    "adopt",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_embed._cache import EmbeddingCache
 from clip_embed._cached import CachedTowers
+from clip_embed._classify import DEFAULT_TEMPLATES, Classification, label_vectors, softmax
 from clip_embed._cores import usable_cores
 from clip_embed._device import suggest_batch_size
 from clip_embed._fork import loading
@@ -27,6 +28,7 @@ from clip_embed._pipeline import ImageStream
 from clip_embed._precision import Precision
 from clip_embed._profile import Profile, Profiler
 from clip_embed._recipe import Recipe
+from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import unit_rows
@@ -85,6 +87,7 @@ class ClipEmbedder:
         self._policy = policy or ImagePolicy()
         self._cache = _as_cache(cache)
         self._cached_towers: CachedTowers | None = None
+        self._stamp: Stamp | None = None
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
@@ -226,6 +229,32 @@ class ClipEmbedder:
         rows = self.embed_images(cast("Images", images)) if left is None else left
         columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
         return rows @ columns.T
+
+    def classify(
+        self,
+        images: Images | npt.NDArray[np.floating],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Classification:
+        """Say which of k labels each of n images fits best: probabilities float32 (n, k).
+
+        Write labels as they stand in a sentence ("red car"); each is put into the templates, and the
+        mean of those sentences' vectors stands for it. The model's own temperature turns cosine
+        similarities into shares of the labels given: for an image of none of them they mean nothing, and
+        another choice of labels gives others. `images` are as in `scores`. Raises ValueError for fewer than
+        two labels or for a template without {}, ImageBatchError as `embed_images`.
+        """
+        vectors = label_vectors(self.embed_texts, labels, templates)
+        cosines = self.scores(images, vectors)
+        return Classification(tuple(labels), softmax(cosines * self._towers.logit_scale))
+
+    def stamp(self) -> Stamp:
+        """Return what to keep beside stored vectors, so that those of another model are refused later."""
+        if self._stamp is None:
+            probe = np.concatenate([self.embed_images(probe_images()), self.embed_texts(probe_texts())])
+            self._stamp = Stamp(self.space, self.recipe, probe)
+        return self._stamp
 
     def _as_vectors(self, values: object) -> Float32 | None:
         """Return a 2-D float array as float32 rows of unit length, anything else as None."""

@@ -68,6 +68,15 @@ class Towers:
         with self._opening, loading():
             return model.space
 
+    @property
+    def logit_scale(self) -> float:
+        """What cosine similarities are multiplied by for a softmax: the model's own, or CLIP's limit of 100.
+
+        It is learned with the weights, which are loaded for it.
+        """
+        self._ensure_loaded()
+        return float(getattr(self.model, "logit_scale", 100.0))
+
     @cached_property
     def device(self) -> str:
         """The device of torch that the model runs on, "auto" resolved."""

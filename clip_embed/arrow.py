@@ -7,12 +7,17 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._stamp import Stamp, check_stamp
 from clip_embed._types import Float32
+from clip_embed._vectors import unit_rows
+from clip_embed.errors import SpaceMismatch
 
-__all__ = ["embed_images", "image_values", "vector_array"]
+__all__ = ["embed_images", "image_values", "read_vectors", "stamp_vectors", "vector_array"]
 
+_STAMP = b"clip_embed"
 Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 Vectors: TypeAlias = "pa.FixedSizeListArray[Any, Any]"
 Bools: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
@@ -43,6 +48,56 @@ def vector_array(rows: Float32, valid: Bools) -> Vectors:
     return pa.FixedSizeListArray.from_arrays(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         pa.array(rows.reshape(-1)), rows.shape[1], mask=pa.array(~valid) if len(valid) else None
     )
+
+
+def stamp_vectors(vectors: Vectors, embedder: ClipEmbedder) -> Vectors:
+    """Return a column of vectors whose type carries the embedder's stamp; the values are not copied.
+
+    The stamp stands in the metadata of the inner field, where Parquet, pandas and Arrow keep it.
+    """
+    inner = pa.field("item", pa.float32(), metadata={_STAMP: embedder.stamp().to_json()})
+    return cast("Vectors", vectors.cast(pa.list_(inner, embedder.dim)))
+
+
+def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the column") -> tuple[Float32, Bools]:
+    """Take stored vectors, to be compared with those of `embedder`: float32 (n, d), bool (n,) not null.
+
+    `column` is a list of floats, of fixed size or not, with a stamp or without: rows of length d, scaled to
+    unit length, zeros where null. Raises SpaceMismatch for vectors of another space or dimension, TypeError
+    for a column of anything else; warns where nothing says which model made them. `where` names them.
+    """
+    kind: Any = column.type
+    if not (_is_list(kind) and pa.types.is_floating(kind.value_type)):
+        raise TypeError(f"{where}: a column of {kind} holds no vectors: give lists of floats")
+    valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    present = cast("Any", column).drop_null()
+    if isinstance(column, pa.ChunkedArray):
+        present = present.combine_chunks()
+    lengths = cast("list[int]", cast("Any", pc).list_value_length(present).unique().to_pylist())
+    if len(lengths) > 1:
+        raise SpaceMismatch(f"{where}: the vectors have different dimensions: {sorted(lengths)}")
+    dim: int = kind.list_size if pa.types.is_fixed_size_list(kind) else (*lengths, embedder.dim)[0]
+    check_stamp(_stamp_of(kind, where), dim, embedder, where)
+    values: Any = present.flatten().cast(pa.float32())
+    if values.null_count:
+        raise TypeError(f"{where}: a vector has NULL among its numbers")
+    rows: Float32 = np.zeros((len(column), dim), np.float32)
+    rows[valid] = unit_rows(values.to_numpy().reshape(-1, dim))
+    return rows, valid
+
+
+def _stamp_of(kind: Any, where: str) -> Stamp | None:  # noqa: ANN401 - one of pyarrow's list types
+    metadata = cast("dict[bytes, bytes]", kind.field(0).metadata or {})
+    if (text := metadata.get(_STAMP)) is None:
+        return None
+    try:
+        return Stamp.from_json(text)
+    except ValueError as error:
+        raise SpaceMismatch(f"{where}: {error}") from error
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def image_values(column: Column) -> Iterator[Any]:

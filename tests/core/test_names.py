@@ -19,6 +19,7 @@ HEAVY = ["torch", "sentence_transformers", "transformers", "pyarrow", "duckdb", 
 def test_public_names() -> None:
     """`__all__` is sorted, complete and pinned: a change here is a change of the public contract."""
     assert clip_embed.__all__ == [
+        "Classification",
         "ClipEmbedError",
         "ClipEmbedder",
         "EmbeddedBatch",
@@ -37,6 +38,8 @@ def test_public_names() -> None:
         "ModelUnsupported",
         "Profile",
         "SpaceMismatch",
+        "Stamp",
+        "adopt",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)
