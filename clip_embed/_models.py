@@ -83,10 +83,10 @@ def open_model(model: str | Path | Model, device: str, precision: str = "fp32") 
         from clip_embed.offline import OfflineModel
 
         return OfflineModel(device)
-    from clip_embed._clip_folder import ClipFolder
+    from clip_embed._model_folder import ModelFolder
 
     folder = _download(str(model)) if is_hub_name(model) else Path(model).expanduser()
-    return ClipFolder(folder, device, precision)
+    return ModelFolder(folder, device, precision)
 
 
 def is_hub_name(model: str | Path) -> bool:

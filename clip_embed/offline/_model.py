@@ -98,7 +98,7 @@ class OfflineModel:
         """
         parts = self._parts()
         queries = [parse_colours(text) for text in texts]
-        meanings = parts.heads.text(parts.texts([query.rest for query in queries]))
+        meanings = parts.heads.text(parts.texts([query.rest for query in queries], shown=texts))
         colours = np.stack([query.colours for query in queries])
         names_object = [query.names_object for query in queries]
         return _vectors.text_vectors(meanings, parts.heads.topics(meanings), colours, names_object)
