@@ -11,7 +11,8 @@ from pathlib import Path
 
 import clip_embed
 from clip_embed._device import resolve_device
-from clip_embed._models import check_model, default_model, is_hub_name
+from clip_embed._hub import cached
+from clip_embed._models import check_model, default_model, hub_name
 from clip_embed._space import cache_dir
 from clip_embed.errors import ClipEmbedError
 
@@ -81,7 +82,8 @@ def _model() -> Finding:
         check_model(model)
     except ClipEmbedError as error:
         return Finding("model", f"{model} ({where})", ok=False, advice=str(error))
-    if is_hub_name(model) and not _in_hub_cache(model):
+    name = hub_name(model)
+    if name and cached(name) is None:
         return Finding(
             "model",
             f"{model} ({where}), not in the local cache",
@@ -89,17 +91,6 @@ def _model() -> Finding:
             "local folder or to offline",
         )
     return Finding("model", f"{model} ({where})")
-
-
-def _in_hub_cache(name: str) -> bool:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot_download(name, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        return False
-    return True
 
 
 def _cache_folder() -> Finding:
