@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partialmethod
@@ -156,6 +157,44 @@ def needed(files: Sequence[RemoteFile]) -> tuple[list[RemoteFile], list[RemoteFi
             if weights:
                 return small, weights
     return small, []
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return what of a model's folder loading needs, as paths relative to it."""
+    there = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    small, weights = needed([RemoteFile(file.as_posix(), 0, None) for file in sorted(there)])
+    return [Path(file.path) for file in (*small, *weights)]
+
+
+def model_size(folder: Path) -> int:
+    """Return the bytes of what loading needs."""
+    return sum((folder / file).stat().st_size for file in model_files(folder))
+
+
+def copy_model(source: Path, target: Path) -> int:
+    """Make `target` a plain folder with the model in `source`, and return how many files were copied.
+
+    Files that are there already, of the same size and time, stay. Raises FileExistsError where the
+    folder holds anything else: two models must not get mixed.
+    """
+    files = model_files(source)
+    expected = {target / file for file in files}
+    strange = [file for file in target.rglob("*") if file.is_file() and file not in expected]
+    if strange := [file for file in strange if file.suffix != ".incomplete"]:
+        raise FileExistsError(f"{target} holds other files ({strange[0].name}): give an empty folder")
+    copied = 0
+    for file in files:
+        there, wanted = target / file, (source / file).stat()
+        if there.is_file():
+            found = there.stat()
+            if (found.st_size, int(found.st_mtime)) == (wanted.st_size, int(wanted.st_mtime)):
+                continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        partial = there.with_name(f"{there.name}.incomplete")
+        shutil.copy2(source / file, partial)
+        partial.replace(there)
+        copied += 1
+    return copied
 
 
 def _fetch_blob(repo: str, commit: str, file: RemoteFile) -> None:

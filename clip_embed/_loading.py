@@ -34,16 +34,25 @@ def load_tokenizer(tower: Path) -> Any:  # noqa: ANN401 - a tokenizer of transfo
     SigLIP's own class reads spiece.model by a library that is not required here; tokenizer.json
     is the same vocabulary.
     """
-    config = tower / "tokenizer_config.json"
-    kind = str(read_object(config).get("tokenizer_class")) if config.is_file() else ""
+    file = tower / "tokenizer_config.json"
+    config = read_object(file) if file.is_file() else {}
+    kind = str(config.get("tokenizer_class"))
+    if "auto_map" in config:
+        raise ModelUnsupported(
+            f"{tower}: its tokenizer {kind} is code that comes with the model (auto_map), which clip-embed "
+            "never runs"
+        )
     from_json = kind in ("SiglipTokenizer", "SiglipTokenizerFast") and (tower / "tokenizer.json").is_file()
     loader = of_transformers("PreTrainedTokenizerFast" if from_json else "AutoTokenizer")
     options = {} if from_json else {"trust_remote_code": False}
     try:
-        return loader.from_pretrained(tower, local_files_only=True, **options)
+        tokenizer = loader.from_pretrained(tower, local_files_only=True, **options)
     except (ImportError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelUnsupported(f"{tower}: its tokenizer {kind} cannot be loaded here: {reason}") from error
+    if tokenizer.pad_token is None:
+        raise ModelUnsupported(f"{tower}: its tokenizer names no token to pad texts with")
+    return tokenizer
 
 
 @contextmanager

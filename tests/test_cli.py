@@ -201,4 +201,6 @@ def test_the_readme_lists_the_same_models() -> None:
             model.licence,
             str(model.imagenet or "–"),
             model.coco or "–",
+            str(model.megabytes or "–"),
+            str(model.cost or "–"),
         ]

@@ -303,3 +303,22 @@ def test_precisions(
     changed = {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
     assert next(iter(layer.state_dict().values())).dtype == changed
     assert model.space == ModelFolder(siglip_folder).space
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pad_token": None}, "names no token to pad texts with"),
+        ({"tokenizer_class": "SiglipTokenizer"}, "SiglipTokenizer cannot be loaded here: .*"),
+    ],
+)
+def test_what_a_tokenizer_lacks(
+    changes: dict[str, object], message: str, siglip_folder: Path, tmp_path: Path, edit_json: EditJson
+) -> None:
+    """Without a padding token, or without tokenizer.json and the library for spiece.model: a clear error."""
+    folder = shutil.copytree(siglip_folder, tmp_path / "own")
+    edit_json(folder / "tokenizer_config.json", changes)
+    if "tokenizer_class" in changes:
+        (folder / "tokenizer.json").rename(folder / "spiece.model")
+    with pytest.raises(ModelUnsupported, match=message):
+        ClipEmbedder(folder, device="cpu").load()
