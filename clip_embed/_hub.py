@@ -121,6 +121,9 @@ def _download(name: HubName) -> Path:
     ]
     small, weights = needed(found)
     # Weights come last, and only with them the name points to the new files: what has weights is whole.
+    for file in small:
+        if file.sha256 is not None:
+            _fetch_blob(name.repo, info.sha, file)
     folder = snapshot_download(
         name.repo,
         revision=info.sha,
@@ -200,7 +203,8 @@ def copy_model(source: Path, target: Path) -> int:
 def _fetch_blob(repo: str, commit: str, file: RemoteFile) -> None:
     """Bring a large file into the hub's cache, where huggingface_hub will find it by its digest.
 
-    huggingface_hub itself begins anew after an interruption; here the next call asks for the rest.
+    huggingface_hub itself begins anew after an interruption; here the next call asks for the rest, by
+    plain HTTP from the endpoint, which mirrors and proxies know.
     """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name  # pyright: ignore[reportUnknownVariableType]

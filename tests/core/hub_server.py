@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -75,8 +76,9 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     calls: list[Call] = field(default_factory=list)
+    url: str = ""
 
-    def start(self) -> ThreadingHTTPServer:
+    def start(self, tls: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
         """Serve on a free port of loopback, in a thread."""
         hub = self
 
@@ -85,6 +87,8 @@ class Hub:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server
 
@@ -226,7 +230,7 @@ def _describe(file: Path, folder: Path) -> dict[str, object]:
         "size": len(content),
         "blobId": blob,
     }
-    if file.suffix in _LARGE:
+    if file.suffix in _LARGE or file.name == "tokenizer.json":
         digest = hashlib.sha256(content).hexdigest()
         described["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
     return described

@@ -330,10 +330,12 @@ def test_a_full_disk(hub: Hub, client: Client, hub_environment: dict[str, str]) 
     assert [call.range for call in hub.calls if call.range]
 
 
-def test_hf_xet_is_not_needed(hub: Hub, client: Client) -> None:
-    """Without that library, and however it is asked for, the same files come over plain HTTP."""
-    blocked = "import sys; sys.modules['hf_xet'] = None\n"
+@pytest.mark.parametrize("blocked", ["", "import sys; sys.modules['hf_xet'] = None\n"])
+def test_hf_xet_is_not_needed(blocked: str, hub: Hub, client: Client) -> None:
+    """A hub that offers it is asked for plain files all the same, whether that library is there or not."""
     assert client(blocked + OPEN, "owner/clip").returncode == 0
+    assert not [call for call in hub.calls if "xet" in call.path]
+    assert hub.fetched() >= {"model.safetensors", "tokenizer.json"}
 
 
 def test_a_second_process_waits_for_the_first(hub: Hub, hub_environment: dict[str, str]) -> None:

@@ -117,8 +117,6 @@ def test_code_that_comes_with_a_model_never_runs(with_processor: Callable[..., P
     shutil.copy(tmp_path / "OwnProcessor" / "own.py", folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     clip = ClipEmbedder(folder, device="cpu")
-    with pytest.raises(
-        ModelUnsupported, match="its tokenizer OwnTokenizer is code that comes with the model"
-    ):
+    with pytest.raises(ModelUnsupported, match="its tokenizer OwnTokenizer is code that comes"):
         clip.load()
     assert not ran.exists()
