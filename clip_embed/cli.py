@@ -18,6 +18,7 @@ import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._models import default_model
+from clip_embed._models_command import models
 from clip_embed._precision import PRECISIONS, Precision
 from clip_embed._signals import Stopped, orderly_end
 from clip_embed._table import format_table
@@ -25,7 +26,9 @@ from clip_embed._table import format_table
 if TYPE_CHECKING:
     from clip_embed._types import ImageFailure
 
-_MODEL_HELP = "Hub name, local CLIP folder, or offline. [default: CLIP_EMBED_MODEL, else CLIP ViT-B/32]"
+_MODEL_HELP = (
+    "Hub name (or name@revision), local folder, or offline. [default: CLIP_EMBED_MODEL, else ViT-B/32]"
+)
 
 
 class _Group(click.Group):
@@ -163,28 +166,7 @@ def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> N
         sys.exit(1)
 
 
-@main.command()
-@_json_option
-def models(as_json: bool) -> None:
-    """List models that fit, with dimension, licence and published quality."""
-    from clip_embed._catalog import KNOWN_MODELS
-
-    if as_json:
-        fields = ("name", "what", "dim", "licence", "imagenet", "coco")
-        click.echo(
-            json.dumps([{name: getattr(model, name) for name in fields} for model in KNOWN_MODELS], indent=1)
-        )
-        return
-    rows = [
-        (model.name, model.what, str(model.dim), model.licence, str(model.imagenet or "–"), model.coco or "–")
-        for model in KNOWN_MODELS
-    ]
-    click.echo(format_table(("model", "what", "dim", "licence", "ImageNet", "COCO"), rows))
-    click.echo(
-        "\nImageNet: zero-shot top-1, %. COCO: recall@1 text→image / image→text, %, both as published.\n"
-        "Any other CLIP folder in the format of transformers or sentence-transformers works as well:\n"
-        "give its path as --model, or set CLIP_EMBED_MODEL."
-    )
+main.add_command(models)
 
 
 @main.command()

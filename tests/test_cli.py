@@ -201,6 +201,8 @@ def test_the_readme_lists_the_same_models() -> None:
             model.licence,
             str(model.imagenet or "–"),
             model.coco or "–",
+            str(model.megabytes or "–"),
+            str(model.cost or "–"),
         ]
 
 
@@ -228,3 +230,20 @@ def test_bench_refuses_what_the_model_does_not_compute() -> None:
     result = run("bench", "--precision", "bf16", "--model", "offline")
     assert result.exit_code == 2
     assert "take 'auto', 'exact' or 'fp32'" in " ".join(result.stderr.split())
+
+
+def test_doctor_holds_the_default_model_against_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codecs, the fast pixels and the vectors are checked; what is far from exact is marked."""
+    monkeypatch.setenv("CLIP_EMBED_MODEL", "offline")
+    lines = dict(line.split(None, 2)[1:] for line in run("doctor").stdout.splitlines() if line[:2] == "ok")
+    assert re.match(r"the fast path is 0\.\d{3} grey levels", lines["pixels"])
+    assert re.match(r"offline in fp32 on \w+: cosine (0\.99[5-9]\d|1\.0000) to exact", lines["fidelity"])
+    assert lines["model"] == "offline (CLIP_EMBED_MODEL)"
+    assert {"precision", "formats"} <= lines.keys()
+    monkeypatch.setattr("clip_embed._doctor.MIN_COSINE", 1.1)
+    monkeypatch.setattr("clip_embed._doctor._MAX_GREY", -1)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "!!  pixels" in result.stdout
+    assert "!!  fidelity" in result.stdout
+    assert 'take precision="exact"' in result.stdout

@@ -37,6 +37,8 @@ class OfflineModel:
 
     parallel = True
     """`embed_images` may be called by several threads at once."""
+    logit_scale = 20.0
+    """A round number for `classify`, not calibrated: its parts were never trained on pairs together."""
 
     def __init__(self, device: str = "cpu") -> None:
         require_packages()
@@ -98,7 +100,7 @@ class OfflineModel:
         """
         parts = self._parts()
         queries = [parse_colours(text) for text in texts]
-        meanings = parts.heads.text(parts.texts([query.rest for query in queries]))
+        meanings = parts.heads.text(parts.texts([query.rest for query in queries], shown=texts))
         colours = np.stack([query.colours for query in queries])
         names_object = [query.names_object for query in queries]
         return _vectors.text_vectors(meanings, parts.heads.topics(meanings), colours, names_object)

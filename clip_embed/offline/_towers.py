@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clip_embed._loading import no_progress_bar
 from clip_embed._types import Float32, UInt8
+from clip_embed._warn import warn_caller
 from clip_embed.offline._packages import IMAGE_TOWER_CODE, IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER
 
 if TYPE_CHECKING:
@@ -67,29 +67,28 @@ class TextTower:
     def __init__(self, device: str) -> None:
         self._encoder = _load_minilm(device)
 
-    def __call__(self, texts: Sequence[str]) -> Float32:
+    def __call__(self, texts: Sequence[str], *, shown: Sequence[str] | None = None) -> Float32:
         """m texts -> float32 (m, 384), rows of unit length, in order; equal texts are encoded once.
 
-        Texts of more than 256 tokens are cut there, with one UserWarning for the whole call.
+        Texts of more than 256 tokens are cut there, with one UserWarning for the whole call, which quotes
+        `shown`: the texts as the user wrote them, where `texts` are parts of them.
         """
         unique = list(dict.fromkeys(texts))
-        self._warn_of_cut(texts)
+        self._warn_of_cut(texts, texts if shown is None else shown)
         vectors = self._encoder.encode(  # pyright: ignore[reportUnknownMemberType]
             unique, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
         )
         row = {text: position for position, text in enumerate(unique)}
         return np.asarray(vectors, dtype=np.float32)[[row[text] for text in texts]]
 
-    def _warn_of_cut(self, texts: Sequence[str]) -> None:
+    def _warn_of_cut(self, texts: Sequence[str], shown: Sequence[str]) -> None:
         tokenizer = self._encoder.tokenizer
         rows = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
         cut = [position for position, row in enumerate(rows) if len(row) > TEXT_TOKENS]
         if cut:
-            warnings.warn(
+            warn_caller(
                 f"{len(cut)} of {len(texts)} texts are longer than the {TEXT_TOKENS} tokens that the offline "
-                f"model reads and were cut; the first is text {cut[0]}: {texts[cut[0]][:60]!r}…",
-                UserWarning,
-                stacklevel=4,
+                f"model reads and were cut; the first is text {cut[0]}: {shown[cut[0]][:60]!r}…"
             )
 
 
@@ -128,22 +127,8 @@ def _load_minilm(device: str) -> SentenceTransformer:
 
     TOKENIZER.checked_path()
     folder = TEXT_WEIGHTS.checked_path().parent
-    with _no_progress_bar():
+    with no_progress_bar():
         return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
-
-
-@contextmanager
-def _no_progress_bar() -> Generator[None]:
-    """Keep transformers from drawing a bar while it reads a local file."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _array(tensor: Tensor) -> Float32:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from clip_embed import ClipEmbedder
-from clip_embed._clip_folder import ClipFolder
+from clip_embed._model_folder import ModelFolder
 
 Float32 = npt.NDArray[np.float32]
 Wrong = Callable[[Image.Image], Image.Image]
@@ -62,7 +62,7 @@ def reference(clip_folder: Path, files: list[bytes]) -> Measured:
 @pytest.fixture(scope="module")
 def measure(clip_folder: Path) -> Callable[[list[bytes] | list[Image.Image]], Measured]:
     """Embed as a user does, and keep the pixel values that reach the image tower."""
-    model = ClipFolder(clip_folder, "cpu")
+    model = ModelFolder(clip_folder, "cpu")
     forward = model._towers.get_image_features
     seen: list[Float32] = []
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 
 from clip_embed import ClipEmbedder, ModelError, _int8, _precision
-from clip_embed._clip_folder import ClipFolder
 from clip_embed._int8 import RowInt8Linear, photo_like, use_int8
 from clip_embed._low_precision import fold_quick_gelu
+from clip_embed._model_folder import ModelFolder
 from clip_embed._precision import PRECISIONS, Capabilities, capabilities, resolve
 from clip_embed.testing import FakeModel
 
@@ -54,10 +54,10 @@ def _any_cpu() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def embedder(clip_folder: Path) -> Callable[..., ClipEmbedder]:
     """Make an embedder of the tiny CLIP on the CPU without a cache; each precision is loaded once."""
-    models: dict[str, ClipFolder] = {}
+    models: dict[str, ModelFolder] = {}
 
     def make(precision: str, batch_size: int = 8) -> ClipEmbedder:
-        model = models.setdefault(precision, ClipFolder(clip_folder, "cpu", precision))
+        model = models.setdefault(precision, ModelFolder(clip_folder, "cpu", precision))
         return ClipEmbedder(model, device="cpu", cache=None, batch_size=batch_size)
 
     return make
@@ -198,9 +198,9 @@ def test_models_that_compute_as_they_like(clip_folder: Path) -> None:
     assert ClipEmbedder(FakeModel(), precision="exact").precision == "exact"
     with pytest.raises(ValueError, match="'bf16' cannot be set for a FakeModel, which computes in fp32"):
         ClipEmbedder(FakeModel(), precision="bf16")
-    lowered = ClipFolder(clip_folder, "cpu", "bf16")
+    lowered = ModelFolder(clip_folder, "cpu", "bf16")
     assert ClipEmbedder(lowered).precision == "bf16"
-    with pytest.raises(ValueError, match="'exact' cannot be set for a ClipFolder, which computes in bf16"):
+    with pytest.raises(ValueError, match="'exact' cannot be set for a ModelFolder, which computes in bf16"):
         ClipEmbedder(lowered, precision="exact")
 
 
@@ -265,7 +265,7 @@ def test_int8_products() -> None:
 
 def with_outliers(folder: Path) -> tuple[Any, torch.Tensor]:
     """transformers' model with outlier channels as in real towers, four wide and one far off; images."""
-    model = ClipFolder(folder, "cpu")
+    model = ModelFolder(folder, "cpu")
     towers: Any = deepcopy(model._towers)
     with torch.no_grad():
         for layer in towers.vision_model.encoder.layers:
@@ -334,7 +334,7 @@ def test_the_check_images_are_fixed() -> None:
 
 def test_quick_gelu_as_silu(clip_folder: Path) -> None:
     """The folded MLP is the same function in float32; another activation is left alone."""
-    layer = deepcopy(ClipFolder(clip_folder, "cpu")._towers.vision_model.encoder.layers[0])
+    layer = deepcopy(ModelFolder(clip_folder, "cpu")._towers.vision_model.encoder.layers[0])
     hidden = torch.randn(3, 64)
     with torch.no_grad():
         layer.mlp.fc1.bias.copy_(torch.linspace(-1, 1, 128))
