@@ -87,7 +87,7 @@ def _model() -> Finding:
         return Finding(
             "model",
             f"{model} ({where}), not in the local cache",
-            advice=f"it is downloaded on first use, or now by clip-embed models pull {name}; without access to "
+            advice=f"it is downloaded on first use, or by clip-embed models pull {name}; without access to "
             "the hub set CLIP_EMBED_MODEL to a local folder or to offline",
         )
     return Finding("model", f"{model} ({where})")
