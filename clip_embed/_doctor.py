@@ -141,8 +141,8 @@ def _model() -> list[Finding]:
         return [Finding("model", f"{model} ({where})", ok=False, advice=str(error))]
     name = None if model == "offline" else hub_name(model)
     if name and cached(name) is None:
-        advice = "it is downloaded on first use; without access to the hub set CLIP_EMBED_MODEL to a local "
-        advice += "folder or to offline"
+        advice = f"it is downloaded on first use, or by clip-embed models pull {name}; without access to "
+        advice += "the hub set CLIP_EMBED_MODEL to a local folder or to offline"
         return [Finding("model", f"{model} ({where}), not in the local cache", advice=advice)]
     found = Finding("model", f"{model} ({where})")
     try:

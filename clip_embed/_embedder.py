@@ -46,7 +46,8 @@ class ClipEmbedder:
     >>> texts = clip.embed_texts(["a red car"])              # float32 (1, d)
     >>> clip.scores(images, texts)                           # float32 (2, 1)
 
-    `model` is a hub name, a local CLIP folder, "offline", or an object with the `Model` protocol.
+    `model` is a hub name (or name@revision), a local folder with a CLIP or SigLIP model, "offline", or an
+    object with the `Model` protocol.
     `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "exact"
     (float32 and the reference's pixels), "fp32", "bf16", "fp16" (not on a CPU), "int8" (image
     tower, on a CPU; checked against float32 when it loads, ModelError where it moves the vectors

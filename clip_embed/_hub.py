@@ -208,18 +208,15 @@ def _fetch_blob(repo: str, commit: str, file: RemoteFile) -> None:
     """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.utils import (
-        WeakFileLock,
-        build_hf_headers,  # pyright: ignore[reportUnknownVariableType]
-    )
 
+    utils: Any = import_module("huggingface_hub.utils")  # does not declare what it exports
     digest = cast("str", file.sha256)
     place = repo_folder_name(repo_id=repo, repo_type="model")
     blob = Path(constants.HF_HUB_CACHE) / place / "blobs" / digest
     lock = Path(constants.HF_HUB_CACHE) / ".locks" / place / f"{digest}.lock"  # the hub's own
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with utils.WeakFileLock(lock):
         if blob.exists():
             return
         partial = blob.with_name(f"{digest}.incomplete")
@@ -228,7 +225,7 @@ def _fetch_blob(repo: str, commit: str, file: RemoteFile) -> None:
                 have = stream.truncate(0)
             url = hf_hub_url(repo, file.path, revision=commit)
             options: dict[str, Any] = {"resume_size": have, "expected_size": file.size}
-            http_get(url, stream, headers=build_hf_headers(), displayed_filename=file.path, **options)
+            http_get(url, stream, headers=utils.build_hf_headers(), displayed_filename=file.path, **options)
         with partial.open("rb") as stream:
             right = hashlib.file_digest(stream, "sha256").hexdigest() == digest
         if not right:

@@ -261,6 +261,13 @@ def test_long_texts_warn_once(model: OfflineModel) -> None:
     np.testing.assert_array_equal(vectors[1], vectors[3])
 
 
+def test_a_cut_text_is_quoted_as_it_was_written(model: OfflineModel) -> None:
+    """Colour words and all, and the warning points at this file, not into the library."""
+    with pytest.warns(UserWarning, match="text 1: 'A red and green house house") as caught:
+        model.embed_texts(["red", "A red and green " + "house " * 300])
+    assert caught[0].filename == __file__
+
+
 def test_longest_text_does_not_warn(model: OfflineModel) -> None:
     """Exactly 256 tokens, the two at the ends counted, is not too long."""
     with warnings.catch_warnings():

@@ -41,6 +41,7 @@ class Call:
     method: str
     path: str
     range: str | None
+    token: str | None = None
     status: int = 0
     sent: int = 0
 
@@ -65,6 +66,8 @@ class Faults:
     """Every request gets this status."""
     damage: bool = False
     """Large files arrive with other bytes."""
+    redirect: bool = False
+    """Large files come from another host, as the hub's own do; not a fault, but not every mirror's way."""
     no_range: bool = False
     """Ranges are ignored, as some mirrors do."""
 
@@ -120,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Misbehave as told, else answer."""
         path = unquote(urlsplit(self.path).path)
-        self.call = Call(self.command, path, self.headers.get("Range"))
+        self.call = Call(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.served.calls.append(self.call)
         faults = self.served.faults
         if faults.hang:
@@ -129,6 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(faults.status, b"no")
         elif faults.login_page:
             self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
+        elif path.startswith("/cdn/"):
+            commit, _, name = path.removeprefix("/cdn/").partition("/")
+            folder = next(
+                each.folders[commit] for each in self.served.repositories.values() if commit in each.folders
+            )
+            self._content((folder / name).read_bytes(), {}, large=True)
         elif (match := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/(.+))?", path)) is not None:
             self._api(match[1], match[2], match[3] or "main")
         elif (match := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)) is not None:
@@ -184,15 +193,24 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-Etag": f'"{described["lfs"]["sha256"]}"',
                 "X-Linked-Size": str(len(content)),
             }
-        if self.served.faults.damage and "lfs" in described:
+        if "lfs" in described and self.served.faults.redirect:
+            port = urlsplit(self.served.url).port
+            headers["Location"] = f"http://localhost:{port}/cdn/{commit}/{path}"
+            self._send(302, b"", headers)
+        else:
+            self._content(content, headers, large="lfs" in described)
+
+    def _content(self, content: bytes, headers: dict[str, str], *, large: bool) -> None:
+        """Send a file or the range of it that was asked for."""
+        if self.served.faults.damage and large:
             content = bytes(len(content))
         asked = re.fullmatch(r"bytes=(\d+)-", self.call.range or "")
         if asked and not self.served.faults.no_range:
             start = int(asked[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206, content[start:], headers, large="lfs" in described)
+            self._send(206, content[start:], headers, large=large)
         else:
-            self._send(200, content, headers, large="lfs" in described)
+            self._send(200, content, headers, large=large)
 
     def _error(self, status: int, code: str) -> None:
         self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})

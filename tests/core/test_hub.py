@@ -319,6 +319,18 @@ def test_a_token_opens_private_and_gated_models(hub: Hub, client: Client) -> Non
     assert client(OPEN, "owner/clip", HF_TOKEN="hf_secret").returncode == 0  # noqa: S106
 
 
+def test_a_token_stays_with_the_hub(hub: Hub, client: Client, hub_environment: dict[str, str]) -> None:
+    """Large files that the hub keeps elsewhere are followed there, ranges too, the token is not."""
+    hub.faults.redirect = True
+    interrupted(hub, hub_environment | {"HF_TOKEN": "hf_secret"}, "owner/clip")
+    done = client(OPEN, "owner/clip", HF_TOKEN="hf_secret")  # noqa: S106
+    assert done.returncode == 0, done.stderr
+    elsewhere = [call for call in hub.calls if call.path.startswith("/cdn/")]
+    assert [call.range for call in elsewhere] == ["bytes=196608-"]
+    assert [call.token for call in elsewhere] == [None]
+    assert {call.token for call in hub.calls if call not in elsewhere} == {"Bearer hf_secret"}
+
+
 def test_a_full_disk(hub: Hub, client: Client, hub_environment: dict[str, str]) -> None:
     """What the system says about the file, and where to make room; afterwards it goes on."""
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -195,6 +195,31 @@ def test_space_changes_with_the_crop(own_folder: Path, edit_json: EditJson) -> N
     assert ModelFolder(own_folder).space != before
 
 
+def test_the_space_of_clip_is_what_it_was(clip_folder: Path) -> None:
+    """Written out: stored vectors of a CLIP folder stay comparable whatever else is learned to load."""
+    config = json.loads((clip_folder / "config.json").read_text())
+    tokenizer = json.loads((clip_folder / "tokenizer.json").read_text())
+    flags = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+    mean, std = (
+        [0.48145466, 0.4578275, 0.40821073],
+        [0.26862954, 0.26130258, 0.27577711],
+    )
+    facts = {
+        "text": {
+            name: config["text_config"][name] for name in (*flags, "max_position_embeddings", "eos_token_id")
+        },
+        "image": {name: config["vision_config"][name] for name in (*flags, "image_size")},
+        "pixels": [224, [224, 224], "bicubic", True, 1 / 255, True, mean, std],
+        "tokenizer": {
+            name: value
+            for name, value in tokenizer.items()
+            if name not in ("padding", "truncation", "version")
+        },
+    }
+    weights = space_module.checkpoint_digest([clip_folder / "model.safetensors"])
+    assert ModelFolder(clip_folder).space == space_module.space_of("clip", weights, 48, facts)
+
+
 def test_space_is_the_contents_not_the_files(
     own_folder: Path, clip_folder: Path, edit_json: EditJson
 ) -> None:
