@@ -62,7 +62,7 @@ def prepare_pixels(
 
 def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> _Stored:
     if encoded is None and isinstance(source, np.ndarray):
-        array = np.ascontiguousarray(checked_array(cast("UInt8", source)))
+        array = np.ascontiguousarray(checked_array(cast("UInt8", source), policy))
         size = (array.shape[1], array.shape[0])
         return _Stored(array, size, size, 1)
     with opened(source, encoded, policy) as image:
