@@ -33,6 +33,8 @@ _DECODER_ERRORS = (
     EOFError,
     ArithmeticError,
     RuntimeError,
+    AssertionError,
+    AttributeError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -136,7 +138,7 @@ def opened(source: object, encoded: bytes | None, policy: ImagePolicy) -> Genera
     except ImageError:
         raise
     except _DECODER_ERRORS as error:
-        reason = f"cannot decode: {error or type(error).__name__}"
+        reason = f"cannot decode: {str(error) or type(error).__name__}"
         raise ImageError(reason, retryable=isinstance(error, MemoryError)) from None
 
 

@@ -107,7 +107,7 @@ def fetch(url: str, policy: ImagePolicy) -> bytes:
         except UnicodeError as error:
             raise ImageError(f"not a valid URL: {error}") from None
         except (OSError, http.client.HTTPException) as error:
-            reason = f"cannot fetch the URL: {error or type(error).__name__}"
+            reason = f"cannot fetch the URL: {str(error) or type(error).__name__}"
             raise ImageError(reason, retryable=True) from None
         if isinstance(answer, bytes):
             return answer

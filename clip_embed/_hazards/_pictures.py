@@ -34,17 +34,18 @@ def check_gif(encoded: bytes, policy: ImagePolicy) -> None:
     if len(encoded) < 13:
         return
     palette = 3 << ((encoded[10] & 7) + 1) if encoded[10] & 0x80 else 0
-    at, blocks = 13 + palette, 0
-    while at + 9 < len(encoded) and encoded[at] not in b";,":
-        extension = encoded[at] == ord("!")
-        at += 2 if extension else 1
-        while extension and at < len(encoded) and encoded[at]:
+    at, inside = 13 + palette, False
+    for _ in range(_MAX_BLOCKS):
+        if at + 9 >= len(encoded) or (not inside and encoded[at] in b";,"):
+            break
+        if inside:
+            inside = encoded[at] > 0
             at += 1 + encoded[at]
-            blocks += 1
-        at += extension
-        blocks += 1
-        if blocks > _MAX_BLOCKS:
-            raise ImageError(f"a GIF of more than {_MAX_BLOCKS:,} blocks before its first frame")
+        else:
+            inside = encoded[at] == ord("!")
+            at += 1 + inside
+    else:
+        raise ImageError(f"a GIF of more than {_MAX_BLOCKS:,} blocks before its first frame")
     if at + 9 < len(encoded) and encoded[at] == ord(","):
         screen = unpack_from("<HH", encoded, 6)
         left, top, width, height = unpack_from("<HHHH", encoded, at + 1)
