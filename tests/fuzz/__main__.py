@@ -68,8 +68,9 @@ class Tally:
         lines = [
             f"cases {self.cases:,}: vectors {self.vectors:,}, failures {sum(self.failures.values()):,}",
             f"crashes {self.crashes}, hangs {self.hangs}, other findings {len(self.findings)}",
-            f"slowest case {self.slowest[0]:.1f} s ({self.slowest[1]}), peak memory "
-            f"{self.growth[0] / 1e6:.0f} MB ({self.growth[1]}) above the {self.baseline / 1e6:.0f} MB at the start",
+            f"slowest case {self.slowest[0]:.1f} s ({self.slowest[1]})",
+            f"peak memory {self.growth[0] / 1e6:.0f} MB (case {self.growth[1]}) above the "
+            f"{self.baseline / 1e6:.0f} MB that the good images took",
             *(f"{count:8,}  {reason}" for reason, count in self.failures.most_common()),
             *(f"FINDING {finding}" for finding in self.findings),
         ]
