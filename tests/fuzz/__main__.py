@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
-_HANG = 20  # seconds without a word; no decoder may run so long on 2 million pixels
 _MAX_GROWTH = 400e6  # bytes over what the good images took
 
 
@@ -83,20 +82,20 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d[\d,.]*", "N", reason)[:100]
 
 
-def run(cases: int, seed: int) -> Tally:
+def run(cases: int, seed: int, worker: str, hang: float) -> Tally:
     """Run the cases, with as many workers one after the other as it takes."""
     tally = Tally()
     first = 0
     while first < cases:
-        first = _run_worker(first, cases, seed, tally)
+        first = _run_worker(first, cases, seed, tally, worker, hang)
     if tally.growth[0] > _MAX_GROWTH:
         tally.findings.append(f"case {tally.growth[1]}: memory grew by {tally.growth[0] / 1e6:.0f} MB")
     return tally
 
 
-def _run_worker(first: int, cases: int, seed: int, tally: Tally) -> int:
+def _run_worker(first: int, cases: int, seed: int, tally: Tally, script: str, hang: float) -> int:
     """Return the case to go on with."""
-    command = [sys.executable, str(HERE / "worker.py"), str(first), str(cases), str(seed)]
+    command = [sys.executable, script, str(first), str(cases), str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:  # noqa: S603
         assert worker.stdout is not None
         assert worker.stderr is not None
@@ -109,7 +108,7 @@ def _run_worker(first: int, cases: int, seed: int, tally: Tally) -> int:
             if not ready:
                 worker.kill()
                 tally.hangs += 1
-                tally.findings.append(f"case {current} ({name}): no word for {_HANG} s")
+                tally.findings.append(f"case {current} ({name}): no word for {hang:g} s")
                 return current + 1
             if worker.stderr in ready:
                 errors = (errors + (worker.stderr.read() or b""))[-2000:]
@@ -119,7 +118,7 @@ def _run_worker(first: int, cases: int, seed: int, tally: Tally) -> int:
                 for line in map(json.loads, lines):
                     tally.note(line)
                     current, name = line.get("start", current), line.get("name", name)
-                    deadline = time.monotonic() + _HANG
+                    deadline = time.monotonic() + hang
                 if not data:
                     break
         if worker.wait() == 0:
@@ -137,6 +136,8 @@ def main() -> int:
     )
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument("--worker", default=str(HERE / "worker.py"))
+    parser.add_argument("--hang", type=float, default=20, help="seconds that a case may take")
     parser.add_argument("--write", nargs=2, metavar=("CASE", "FILE"))
     arguments = parser.parse_args()
     if arguments.write:
@@ -148,7 +149,7 @@ def main() -> int:
         print(name)
         return 0
     print(f"seed {arguments.seed}", flush=True)
-    tally = run(arguments.cases, arguments.seed)
+    tally = run(arguments.cases, arguments.seed, arguments.worker, arguments.hang)
     print(tally.report())
     return 1 if tally.findings else 0
 
