@@ -73,7 +73,7 @@ def _opener(name: str) -> _Opener | None:
 def open_encoded(encoded: bytes, policy: ImagePolicy) -> Image.Image:
     """Open an encoded image by its header.
 
-    Pillow's own check of the size, which warns on the terminal, is left out: the policy's comes next.
+    Unlike `Image.open` it does not warn of large images on the terminal: the policy's check comes next.
     Raises ImageError for other formats and for files that cost more than their pixels explain.
     """
     check_structure(encoded, policy)
