@@ -49,6 +49,9 @@ class _Heif(Protocol):
     def HeifImageFile(self, fp: io.BytesIO) -> Image.Image: ...  # noqa: N802 - its class
 
 
+_read = io.BytesIO.read  # super() at each of 60 reads of a JPEG's header would be felt
+
+
 class _TimedBytes(io.BytesIO):
     """A file whose reads fail when the time is over: how a decoder is stopped that keeps asking for more."""
 
@@ -60,7 +63,7 @@ class _TimedBytes(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if monotonic() > self._end:
             raise ImageError(f"decoding took longer than max_seconds = {self._seconds:g}", retryable=True)
-        return super().read(size)
+        return _read(self, size)
 
 
 @cache

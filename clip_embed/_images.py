@@ -43,6 +43,7 @@ _DECODER_ERRORS = (
 )
 # Pillow loads lazily and not thread-safely; the same object may stand twice in one input.
 _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
+_MAX_NAME = 4096  # no path is longer, but a data: URL may be
 _SCHEME = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,7 +59,8 @@ _UPRIGHT = {
 def describe(source: object) -> str:
     """Name an image for a message: its path, or what kind of value it is."""
     if isinstance(source, (str, Path)):
-        return str(source)
+        name = str(source)
+        return name if len(name) <= _MAX_NAME else f"{name[:100]}… ({len(name):,} characters)"
     if isinstance(source, bytes):
         return f"{len(source):,} bytes"
     if isinstance(source, Mapping):
@@ -172,11 +174,17 @@ def orientation(image: Image.Image, policy: ImagePolicy) -> int:
     """
     if not policy.exif:
         return 1
-    block: object = image.info.get("exif")
-    if isinstance(block, bytes):
-        check_tags(block.removeprefix(b"Exif\0\0"))
+    check_tags(_exif_block(image.info))
     value: object = image.getexif().get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _exif_block(info: Mapping[str | tuple[int, int], object]) -> bytes:
+    """Return the EXIF block that Pillow will parse; a PNG may have it as hexadecimal text."""
+    block, text = info.get("exif"), info.get("Raw profile type exif")
+    if not isinstance(block, bytes):
+        block = bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else b""
+    return block.removeprefix(b"Exif\0\0")
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:

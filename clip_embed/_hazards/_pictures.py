@@ -20,7 +20,8 @@ def check_png(encoded: bytes, policy: ImagePolicy, at: int = 0) -> None:
     while at + 8 <= len(encoded):
         length, kind = unpack_from(">I4s", encoded, at)
         if kind == b"IHDR" and at + 16 <= len(encoded):
-            check_size(*unpack_from(">II", encoded, at + 8), policy)
+            width, height = unpack_from(">II", encoded, at + 8)
+            check_size(width, height, policy)
         left -= 1
         if left < 0:
             raise ImageError("a PNG of very many tiny chunks")

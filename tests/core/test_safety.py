@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from clip_embed import ClipEmbedder, ImageError, ImagePolicy, ImageSpec
 from clip_embed._formats import FORMATS
-from clip_embed._images import read_encoded
+from clip_embed._images import decode, read_encoded
 from clip_embed._pixels import prepare_pixels
 from clip_embed.testing import FakeModel
 
@@ -246,3 +247,33 @@ def test_a_limit_must_be_positive(limit: str) -> None:
     """0 is a ValueError that names it."""
     with pytest.raises(ValueError, match=limit):
         ImagePolicy(**{limit: 0})  # type: ignore[arg-type]
+
+
+def test_exif_as_text_in_a_png_is_judged_too(encode: Encode) -> None:
+    """The tags of a raw profile that name the same bytes again and again are refused, good ones turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for tags, turned in ((exif.tobytes(), True), (b"Exif\0\0" + _overlapping(2000, 100_000), False)):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(tags)}\n{tags.hex()}\n", zip=True)
+        block = encode(Image.new("RGB", (40, 20)), "PNG", pnginfo=text)
+        if turned:
+            assert decode(block, block, ImagePolicy()).size == (20, 40)
+        else:
+            with pytest.raises(ImageError, match="its tags name"):
+                decode(block, block, ImagePolicy())
+
+
+def _overlapping(count: int, size: int) -> bytes:
+    """An EXIF block whose tags all name the same bytes."""
+    tags = b"".join(struct.pack("<HHII", 30_000 + tag, 1, size, 8) for tag in range(count))
+    return b"II*\0" + struct.pack("<IH", 8, count) + tags + bytes(4 + size)
+
+
+def test_a_name_in_a_failure_is_not_megabytes_long() -> None:
+    """A data: URL given as a string fails with the beginning of it as its name."""
+    url = "data:image/png;base64," + "A" * 10**6
+    with ClipEmbedder(FakeModel()).stream_images([url]) as stream:
+        failure = next(stream).failures[0]
+    assert failure.source.startswith("data:image/png;base64,AAAA")
+    assert len(str(failure)) < 300
