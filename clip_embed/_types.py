@@ -50,7 +50,7 @@ class ImagePolicy:
 
     max_pixels: int = 89_478_485
     """Larger images are refused before they are decoded (decompression bombs), arrays and PIL images
-    too. One image takes up to 20 bytes a pixel in memory while it is decoded. The default is Pillow's;
+    too. One image takes up to 25 bytes a pixel in memory while it is decoded. The default is Pillow's;
     to go beyond it, raise `PIL.Image.MAX_IMAGE_PIXELS` as well."""
     max_bytes: int = 256 * 1024 * 1024
     """Larger files and byte strings are refused before they are read."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from clip_embed._hazards._avif import check_avif
 from clip_embed._hazards._icons import check_icns, check_ico
 from clip_embed._hazards._jpeg import check_jpeg
 from clip_embed._hazards._jpeg2000 import SIGNATURE as JP2
@@ -38,3 +39,5 @@ def check_structure(encoded: bytes, policy: ImagePolicy) -> None:
     for magics, check in _CHECKS:
         if encoded.startswith(magics):
             check(encoded, policy)
+    if encoded[4:8] == b"ftyp":
+        check_avif(encoded, policy)

@@ -136,7 +136,7 @@ def _is_url(path: str) -> bool:
 
 
 def _never_ends(name: str) -> bool:
-    """Whether it names a pipe, a device or a socket: DuckDB would wait for it, or read until memory is full."""
+    """Whether it names a pipe, a device or a socket: DuckDB would wait for it, or fill the memory."""
     try:
         mode = os.stat(_FILE_SCHEME.sub("", name)).st_mode  # noqa: PTH116 - Path() changes some names
     except (OSError, ValueError):

@@ -228,6 +228,8 @@ def test_a_decoder_that_keeps_reading_ends_in_time() -> None:
         ),
         ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 1}}),
         ("JPEG2000", {"tile_size": (64, 64), "codeblock_size": (16, 16), "precinct_size": (64, 64)}),
+        ("AVIF", {"save_all": True, "append_images": [Image.new("RGB", (700, 500))] * 3, "speed": 10}),
+        ("AVIF", {"subsampling": "4:4:4", "exif": b"Exif\0\0II*\0\x08\0\0\0" + bytes(6), "speed": 10}),
         ("WEBP", {"save_all": True, "append_images": [Image.new("L", (700, 500))] * 20}),
     ],
 )

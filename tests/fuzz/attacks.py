@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 from worker import peak
 
 from clip_embed import ClipEmbedder, ImagePolicy
@@ -146,6 +146,14 @@ def _avif_lie() -> bytes:
     return bytes(file)
 
 
+def _avif_small() -> bytes:
+    """Boxes that say 10 × 10 around AV1 data of more pixels than the policy allows."""
+    file = bytearray(_encode(Image.new("RGB", (2_100, 2_100)), "AVIF", speed=10))
+    at = file.index(b"ispe") + 8
+    file[at : at + 8] = struct.pack(">II", 10, 10)
+    return bytes(file)
+
+
 def _bombs() -> Iterator[Attack]:
     too_many = "pixels are more than the policy"
     yield "PNG of 60,000 × 60,000", _png(60_000, 60_000, pixels=False), too_many
@@ -170,7 +178,9 @@ def _bombs() -> Iterator[Attack]:
     yield "GIF, frame of 65,535 × 65,535", _gif_frame(), too_many
     yield "GIF comment of 10 million blocks", _gif_comment(), "blocks before its first frame"
     yield "WebP canvas of 16,383 × 16,383", _webp_lie(), too_many + "|cannot decode"
-    yield "AVIF that says 60,000 × 60,000", _avif_lie(), too_many + "|cannot decode|not an image"
+    if features.check("avif"):
+        yield "AVIF that says 60,000 × 60,000", _avif_lie(), too_many + "|cannot decode|not an image"
+        yield "AVIF of 2,100 × 2,100 that says 10 × 10", _avif_small(), too_many
     yield "TIFF pixel in a tile of 30,000 × 30,000", _tiff_tile(30_000), "tiles of 30000"
     yield "TIFF, zip within zip", _tiff_nested(), "vector|cannot decode"
     yield (
