@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import stat
+import re
 import struct
 import threading
 import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
 
+from clip_embed._files import check_bytes, read_file
+from clip_embed._formats import FORMATS, open_encoded
+from clip_embed._hazards import check_size, check_tags
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
 
@@ -32,15 +33,18 @@ _DECODER_ERRORS = (
     EOFError,
     ArithmeticError,
     RuntimeError,
+    AssertionError,
+    AttributeError,
     MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    Warning,  # where the user turns warnings into errors
 )
 # Pillow loads lazily and not thread-safely; the same object may stand twice in one input.
 _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_MAX_NAME = 4096  # no path is longer, but a data: URL may be
+_SCHEME = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,16 +56,11 @@ _UPRIGHT = {
 }
 
 
-class _Heif(Protocol):
-    """What is used of the module pillow_heif."""
-
-    def HeifImageFile(self, fp: io.BytesIO) -> Image.Image: ...  # noqa: N802 - its class
-
-
 def describe(source: object) -> str:
     """Name an image for a message: its path, or what kind of value it is."""
     if isinstance(source, (str, Path)):
-        return str(source)
+        name = str(source)
+        return name if len(name) <= _MAX_NAME else f"{name[:100]}… ({len(name):,} characters)"
     if isinstance(source, bytes):
         return f"{len(source):,} bytes"
     if isinstance(source, Mapping):
@@ -84,43 +83,27 @@ def read_encoded(source: object, policy: ImagePolicy) -> bytes | None:
         if not isinstance(source, (str, Path, bytes)):
             raise ImageError("the mapping holds neither 'bytes' nor a 'path'")
     if isinstance(source, (str, Path)):
-        source = _read_file(source, policy)
+        source = _read(source, policy)
     if not isinstance(source, bytes):
         return None
-    if len(source) > policy.max_bytes:
-        raise ImageError(f"{len(source):,} bytes are more than the policy's max_bytes = {policy.max_bytes:,}")
+    check_bytes(len(source), policy)
     return source
 
 
-def _read_file(name: str | Path, policy: ImagePolicy) -> bytes:
-    if isinstance(name, str) and name.lower().startswith(("http://", "https://")):
-        raise ImageError("URLs are not read; download the file and give its path or its bytes")
-    try:
-        return _permitted(Path(name), policy).read_bytes()
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError("no such file", retryable=True) from None
-    except OSError as error:
-        reason = f"cannot read the file: {error.strerror or error}"
-        raise ImageError(reason, retryable=error.errno != errno.ENAMETOOLONG) from None
-    except (ValueError, RuntimeError) as error:  # a null byte in the name, a loop of symbolic links
-        raise ImageError(f"cannot read the file: {error}") from None
-
-
-def _permitted(path: Path, policy: ImagePolicy) -> Path:
-    if policy.roots is not None:
-        path = path.resolve(strict=True)
-        if not any(path.is_relative_to(Path(root).resolve()) for root in policy.roots):
-            raise ImageError("the file lies outside the policy's roots")
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode):  # reading a pipe or a device may never end
-        raise ImageError("it is a folder" if stat.S_ISDIR(facts.st_mode) else "it is not a regular file")
-    if facts.st_size > policy.max_bytes:
+def _read(name: str | Path, policy: ImagePolicy) -> bytes:
+    scheme = _SCHEME.match(name) if isinstance(name, str) else None
+    if scheme is None:
+        return read_file(Path(name), policy)
+    if scheme[0].lower() == "data:":
+        raise ImageError("data: URLs are not read; decode it and give the bytes")
+    if not policy.urls:
         raise ImageError(
-            f"{facts.st_size:,} bytes are more than the policy's max_bytes = {policy.max_bytes:,}"
+            "URLs are not read unless the policy says so, ImagePolicy(urls=True); or download the file and "
+            "give its path or its bytes"
         )
-    return path
+    from clip_embed._urls import fetch
+
+    return fetch(cast("str", name), policy)
 
 
 def decode(source: object, encoded: bytes | None, policy: ImagePolicy) -> Image.Image:
@@ -147,52 +130,41 @@ def opened(source: object, encoded: bytes | None, policy: ImagePolicy) -> Genera
         raise ImageError("the file is empty")
     try:
         if encoded is not None:
-            with _open_encoded(encoded) as image:
+            with open_encoded(encoded, policy) as image:
                 yield _within(image, policy)
         elif isinstance(source, np.ndarray):
-            yield Image.fromarray(checked_array(cast("UInt8", source)))
+            yield Image.fromarray(checked_array(cast("UInt8", source), policy))
         else:
             with _PIL_LOCKS[id(source) // 64 % len(_PIL_LOCKS)]:
-                yield _within(cast("Image.Image", source), policy)
+                yield _may_be_loaded(cast("Image.Image", source), policy)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError("not an image, or a format that Pillow does not read") from None
     except _DECODER_ERRORS as error:
-        reason = f"cannot decode: {error or type(error).__name__}"
+        reason = f"cannot decode: {str(error) or type(error).__name__}"
         raise ImageError(reason, retryable=isinstance(error, MemoryError)) from None
 
 
-def _open_encoded(encoded: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(encoded))
-    except UnidentifiedImageError:
-        if encoded[4:8] != b"ftyp" or encoded[8:12] not in _HEIF_BRANDS:
-            raise
-    try:
-        heif = cast("_Heif", import_module("pillow_heif"))
-    except ImportError:
-        reason = "HEIC needs pillow-heif: pip install 'clip-embed[heic]'"
-        raise ImageError(reason, retryable=True) from None
-    return heif.HeifImageFile(io.BytesIO(encoded))  # not registered: that is for the user's process to decide
-
-
-def checked_array(array: UInt8) -> UInt8:
-    """Return the array if it is an image, uint8 (height, width, 3); else raise ImageError."""
+def checked_array(array: UInt8, policy: ImagePolicy) -> UInt8:
+    """Return an array that is an image within the policy, uint8 (height, width, 3)."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageError(f"an array must be uint8 (height, width, 3), not {array.dtype} {array.shape}")
+    check_size(array.shape[1], array.shape[0], policy)
     return array
 
 
 def _within(image: Image.Image, policy: ImagePolicy) -> Image.Image:
-    width, height = image.size
-    if width * height > policy.max_pixels:
-        raise ImageError(
-            f"{width} × {height} pixels are more than the policy's max_pixels = {policy.max_pixels:,}"
-        )
-    if width == 0 or height == 0:
-        raise ImageError("the image has no pixels")
+    check_size(*image.size, policy)
     return image
+
+
+def _may_be_loaded(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """Return a PIL image that was handed in, unless its pixels are still in a file that is not to be read."""
+    if isinstance(image, ImageFile) and image.tile and image.format not in FORMATS:
+        raise ImageError(
+            f"{image.format} is not one of the formats that are read; to have it decoded all the same, "
+            "call its load() first"
+        )
+    return _within(image, policy)
 
 
 def orientation(image: Image.Image, policy: ImagePolicy) -> int:
@@ -200,8 +172,19 @@ def orientation(image: Image.Image, policy: ImagePolicy) -> int:
 
     The header of a JPEG says it; other formats may say it behind the pixels, so load them first.
     """
-    value: object = image.getexif().get(ExifTags.Base.Orientation) if policy.exif else 1
+    if not policy.exif:
+        return 1
+    check_tags(_exif_block(image.info))
+    value: object = image.getexif().get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _exif_block(info: Mapping[str | tuple[int, int], object]) -> bytes:
+    """Return the EXIF block that Pillow will parse; a PNG may have it as hexadecimal text."""
+    block, text = info.get("exif"), info.get("Raw profile type exif")
+    if not isinstance(block, bytes):
+        block = bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else b""
+    return block.removeprefix(b"Exif\0\0")
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
@@ -216,8 +199,10 @@ def to_rgb(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     if image.mode == "F":
         raise ImageError("floating-point pixels have no fixed range: convert the image to 8 bits first")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32) / 257  # 65,535 -> 255
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.float32)
+        values /= 257  # 65,535 -> 255; in place, as they may take gigabytes
+        np.clip(np.rint(values, out=values), 0, 255, out=values)
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (*policy.background, 255))

@@ -78,7 +78,7 @@ def fit(
 
 def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> Stored:
     if encoded is None and isinstance(source, np.ndarray):
-        array = np.ascontiguousarray(checked_array(cast("UInt8", source)))
+        array = np.ascontiguousarray(checked_array(cast("UInt8", source), policy))
         size = (array.shape[1], array.shape[0])
         return Stored(array, size, size, 1)
     with opened(source, encoded, policy) as image:

@@ -49,16 +49,21 @@ class ImagePolicy:
     """What may be read as an image, and how it is made RGB. Safe by default."""
 
     max_pixels: int = 89_478_485
-    """Larger images are refused before they are decoded (decompression bombs). The default is
-    Pillow's; to go beyond twice that, raise `PIL.Image.MAX_IMAGE_PIXELS` as well."""
+    """Larger images are refused before they are decoded (decompression bombs), arrays and PIL images
+    too. One image takes up to 25 bytes a pixel in memory while it is decoded. The default is Pillow's;
+    to go beyond it, raise `PIL.Image.MAX_IMAGE_PIXELS` as well."""
     max_bytes: int = 256 * 1024 * 1024
     """Larger files and byte strings are refused before they are read."""
     roots: Sequence[str | Path] | None = None
     """If given, only files below these folders are read, symbolic links and `..` resolved."""
+    urls: bool = False
+    """Fetch strings that begin with http:// or https://, from public addresses only; docs/safety.md."""
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB colour that transparent pixels are laid over and squares are padded with."""
     exif: bool = True
     """Turn the image as its EXIF orientation says."""
+    max_seconds: float = 30
+    """Time for fetching one URL, and for decoding one image as far as its decoder can be stopped."""
 
     def __post_init__(self) -> None:
         """Refuse what would silently mean something else."""
@@ -66,6 +71,8 @@ class ImagePolicy:
             raise TypeError("roots must be a list of folders; for a single one wrap it in a list: [folder]")
         if self.max_pixels < 1 or self.max_bytes < 1:
             raise ValueError("max_pixels and max_bytes must be at least 1")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be more than 0, not {self.max_seconds}")
         if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
             raise ValueError(f"background must be three numbers from 0 to 255, not {self.background}")
 

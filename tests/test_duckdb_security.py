@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,7 +14,7 @@ import duckdb
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
 
@@ -164,3 +167,50 @@ def test_no_stranger_reads_the_files(tmp_path: Path) -> None:
     register(other, ClipEmbedder(FakeModel()))
     assert score(other, path) is not None
     other.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+@pytest.mark.parametrize("prefix", ["", "file:", "file://", "file://localhost"])
+def test_a_pipe_or_a_device_stops_no_query(tmp_path: Path, prefix: str) -> None:
+    """DuckDB would wait for the pipe and read the device until the memory is full; each is a failure."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with opened() as con:
+        for name in (f"{tmp_path}/pipe.png", "/dev/zero"):
+            row = con.execute("SELECT clip_error(?)", [prefix + name]).fetchone()
+            assert row == ("it is not a regular file",)
+
+
+def test_the_policys_urls_are_not_duckdbs() -> None:
+    """With `urls=True` the embedder fetches URLs, SQL still does not: nobody knocks at the server."""
+    with socket.create_server(("127.0.0.1", 0)) as server, duckdb.connect() as con:
+        server.setblocking(False)
+        register(con, ClipEmbedder(FakeModel(), policy=ImagePolicy(urls=True)))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/cat.png"
+        for image in ("?", "{'bytes': NULL::BLOB, 'path': ?}"):
+            row = con.execute(f"SELECT clip_error({image})", [url]).fetchone()
+            assert row is not None
+            assert row[0].startswith("URLs are not read")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_text_is_never_a_path_or_a_url(tmp_path: Path) -> None:
+    """The text of a query is embedded as it stands, also where it names a file or a server."""
+    image = write(tmp_path / "a.png", "red").read_bytes()
+    opened_files: list[str] = []
+    watched = [str(tmp_path / "a.png"), "/etc/passwd"]
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("open", "socket.connect", "socket.getaddrinfo") and any(
+            w in str(arguments) for w in watched
+        ):
+            opened_files.append(str(arguments))
+
+    with opened(enable_external_access=False) as con:
+        sys.addaudithook(note)
+        for text in (*watched, f"file://{watched[0]}", "http://127.0.0.1:9/x.png"):
+            row = con.execute("SELECT clip_score(?::BLOB, ?), clip_text(?)", [image, text, text]).fetchone()
+            assert row is not None
+            assert row[0] is not None
+        watched.clear()
+    assert opened_files == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,6 +25,7 @@ _CONTENT = "SELECT filename, content FROM read_blob(?)"
 _UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
 _WILDCARD = re.compile(r"[*?[]")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z][\w+.-]*:")  # a root, a drive or a scheme
+_FILE_SCHEME = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 _GROUP_FILES = 32
 _GROUP_BYTES = 16 * 1024 * 1024
 
@@ -92,6 +94,8 @@ class FileReader:
 
     def _ask(self, query: str, names: Sequence[str]) -> tuple[str, Any]:
         """Ask for the first of some names that is a file; ImageError where none is."""
+        if any(_never_ends(name) for name in names):
+            raise ImageError("it is not a regular file")
         try:
             rows = self._con.execute(query, [[_quote(name) for name in names]]).fetchall()
         except _UNREADABLE as error:
@@ -105,7 +109,7 @@ class FileReader:
 
     def _is_plain(self, path: str) -> bool:
         relative = self._folders and not _ABSOLUTE.match(path)
-        return not (relative or _WILDCARD.search(path) or _is_url(path))
+        return not (relative or _WILDCARD.search(path) or _is_url(path) or _never_ends(path))
 
     def _candidates(self, path: str) -> list[str]:
         """Return where a path may lie: below the working folder, then below the search path."""
@@ -129,6 +133,15 @@ class FileReader:
 
 def _is_url(path: str) -> bool:
     return path.lower().startswith(("http://", "https://"))
+
+
+def _never_ends(name: str) -> bool:
+    """Whether it names a pipe, a device or a socket: DuckDB would wait for it, or fill the memory."""
+    try:
+        mode = os.stat(_FILE_SCHEME.sub("", name)).st_mode  # noqa: PTH116 - Path() changes some names
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _quote(name: str) -> str:

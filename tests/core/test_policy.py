@@ -61,10 +61,10 @@ def test_a_file_below_a_file_may_be_tried_again(png: Path) -> None:
 def test_a_permission_may_be_tried_again(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not be read is retryable, and the reason is the system's."""
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # the mode of the file does not stop root
+    monkeypatch.setattr("os.open", refuse)  # the mode of the file does not stop root
     failure = fails(png)
     assert (failure.reason, failure.retryable) == ("cannot read the file: Permission denied", True)
 

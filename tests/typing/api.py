@@ -87,7 +87,14 @@ def models() -> list[Model]:
 
 def construct() -> list[ClipEmbedder]:
     """Every way to make an embedder."""
-    policy = ImagePolicy(max_pixels=10**6, max_bytes=10**6, roots=["photos", Path("more")], exif=False)
+    policy = ImagePolicy(
+        max_pixels=10**6,
+        max_bytes=10**6,
+        roots=["photos", Path("more")],
+        exif=False,
+        urls=True,
+        max_seconds=9.5,
+    )
     return [
         ClipEmbedder(),
         ClipEmbedder("offline"),
