@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from clip_embed._fork import ForkSafeLock
+from clip_embed._fork import outlive_forks
 from clip_embed._mounts import network_file_system
 
 T = TypeVar("T")
@@ -53,7 +54,8 @@ class CacheFile:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._is_parents = False
-        self._lock = ForkSafeLock(before_fork=self._disconnect, after_fork=self._begin_child)
+        self._lock = threading.Lock()
+        outlive_forks(self)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Do some work on the file; None where another process holds it, or it turns out to be damaged.
@@ -96,11 +98,22 @@ class CacheFile:
                 self._connection.close()
         self._connection = None
 
-    def _begin_child(self) -> None:
-        if self._connection is not None:  # a fork by other than Python's means: it must not even be closed
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+    def begin_fork(self) -> None:
+        """Let go of the file until the fork is over: not even closing it would be safe in the child."""
+        self._lock.acquire()
+        self._disconnect()
+
+    def end_fork(self) -> None:
+        """Go on in the parent."""
+        self._lock.release()
+
+    def begin_child(self) -> None:
+        """Go on in the child, unless the fork was not Python's and gave no notice."""
+        self._lock = threading.Lock()
+        if self._connection is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))  # so that it is never closed
+            self._connection = None
             self._is_parents = True
-        self._connection = None
 
 
 def check_foreign(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from clip_embed._cache_file import CacheFile, DamagedFile, number, transaction
-from clip_embed._fork import ForkSafeLock
+from clip_embed._fork import outlive_forks
 from clip_embed._types import Float32
 
 T = TypeVar("T")
@@ -45,12 +46,10 @@ class DiskCache:
         self._off = False
         self._reader = CacheFile(path, timeout=_READ_TIMEOUT)
         self._writer = CacheFile(path, timeout=_WRITE_TIMEOUT)
-        self._pending: dict[bytes, bytes] = {}
-        self._pending_bytes = 0
+        self._pending: dict[bytes, bytes]
         self._pending_since = 0.0
-        self._filling = ForkSafeLock(after_fork=self._begin_child)
-        self._committing = ForkSafeLock()
-        self._is_committing = False
+        self.begin_child()
+        outlive_forks(self)
 
     def get(self, keys: Sequence[bytes]) -> Float32 | None:
         """Return the vector (d,) of the first key that is known."""
@@ -151,14 +150,17 @@ class DiskCache:
             if not self._off:
                 logger.warning("the cache %s is not used from here on: %s", self._path, error)
             self._off = True
-            self._begin_child()
+            self._pending = {}
+            self._pending_bytes = 0
             return None
 
-    def _begin_child(self) -> None:
-        """Drop what is pending: after a fork it is the parent's to write."""
+    def begin_child(self) -> None:
+        """Begin anew after a fork: what is pending is the parent's to write."""
+        self._filling = threading.Lock()
+        self._committing = threading.Lock()
+        self._is_committing = False
         self._pending = {}
         self._pending_bytes = 0
-        self._is_committing = False
 
 
 def _find(connection: sqlite3.Connection, keys: Sequence[bytes]) -> bytes | None:

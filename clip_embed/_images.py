@@ -6,7 +6,6 @@ import errno
 import io
 import stat
 import struct
-import threading
 import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Protocol, TypeAlias, cast
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from clip_embed._fork import Locks
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
 
@@ -39,7 +39,7 @@ _DECODER_ERRORS = (
     Image.DecompressionBombWarning,
 )
 # Pillow loads lazily and not thread-safely; the same object may stand twice in one input.
-_PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
+_PIL_LOCKS = Locks(64)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -152,7 +152,7 @@ def opened(source: object, encoded: bytes | None, policy: ImagePolicy) -> Genera
         elif isinstance(source, np.ndarray):
             yield Image.fromarray(checked_array(cast("UInt8", source)))
         else:
-            with _PIL_LOCKS[id(source) // 64 % len(_PIL_LOCKS)]:
+            with _PIL_LOCKS[id(source) // 64]:
                 yield _within(cast("Image.Image", source), policy)
     except ImageError:
         raise
