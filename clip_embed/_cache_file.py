@@ -33,7 +33,6 @@ _TABLE = """
 _JOURNAL_BYTES = 32 * 1024 * 1024  # that the journal keeps between two commits
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_TRIES = 50  # to make a file that several processes make at once
 
 
 class DamagedFile(sqlite3.DatabaseError):
@@ -136,12 +135,13 @@ def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
     try:
-        for remaining in reversed(range(_TRIES)):
+        deadline = time.monotonic() + timeout
+        while True:
             try:
                 _prepare(connection, path)
                 break
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in _BUSY or not remaining:
+                if error.sqlite_errorcode & 0xFF not in _BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)  # the change to WAL does not wait for others by itself
     except BaseException:

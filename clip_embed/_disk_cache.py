@@ -28,6 +28,7 @@ ROWS_PER_COMMIT = 4096  # fewer cost several times as much a row
 _SECONDS_PENDING = 1.0
 _MAX_PENDING = 4 * ROWS_PER_COMMIT  # while another process holds the file
 _READ_TIMEOUT, _WRITE_TIMEOUT = 1.0, 2.0  # seconds to wait for another process
+_REST = 5.0  # seconds without lookups after one that waited in vain
 _ROW_OVERHEAD = 100  # bytes of key, index entry and cells
 Row = tuple[bytes, bytes]
 
@@ -48,6 +49,7 @@ class DiskCache:
         self._writer = CacheFile(path, timeout=_WRITE_TIMEOUT)
         self._pending: dict[bytes, bytes]
         self._pending_since = 0.0
+        self._resting_until = 0.0
         self.begin_child()
         outlive_forks(self)
 
@@ -56,8 +58,15 @@ class DiskCache:
         for key in keys:
             if (pending := self._pending.get(key)) is not None:
                 return np.frombuffer(pending, "<f4").astype(np.float32)
+        began = time.monotonic()
+        if began < self._resting_until:
+            return None
         row = self._guarded(self._reader, lambda connection: _find(connection, keys))
-        return None if row is None else np.frombuffer(row, "<f4").astype(np.float32)
+        if row is None:
+            if time.monotonic() - began > _READ_TIMEOUT:
+                self._resting_until = time.monotonic() + _REST
+            return None
+        return np.frombuffer(row, "<f4").astype(np.float32)
 
     def put(self, key: bytes, vector: Float32) -> None:
         """Remember a vector (d,); it is committed with others, soon."""
