@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from PIL import Image
 
+from clip_embed._fork import loading
 from clip_embed._types import Resample, UInt8
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def _has_kernels() -> bool:
     It needs a fifth of Pillow's time and no thread but its own. What torch has for other
     processors is ten times slower than Pillow and starts a pool of threads.
     """
-    import torch
+    with loading():  # all that is imported below
+        import pyarrow  # noqa: F401
+        import torch.nn.functional
+        import torch.utils.dlpack
 
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 

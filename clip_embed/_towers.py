@@ -93,7 +93,8 @@ class Towers:
         """
         if not getattr(self.model, "parallel", False) or self.device != "cpu":
             return 1
-        return torch_threads()
+        with loading():
+            return torch_threads()
 
     def load(self) -> None:
         """Load the weights now rather than on first use; idempotent."""
