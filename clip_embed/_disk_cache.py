@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,7 +96,7 @@ class DiskCache:
                 for file in (self._reader, self._writer):
                     file.close(only_if_moved=True)
                 while batch := self._next_batch():
-                    if not self._guarded(self._writer, lambda con, rows=batch: self._write(con, rows)):
+                    if not self._guarded(self._writer, partial(self._write, rows=batch)):
                         break
                     with self._filling:
                         self._forget([key for key, _ in batch])
