@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from clip_embed._fork import ForkSafeLock
+from clip_embed._fork import outlive_forks
 from clip_embed._types import Float32
 from clip_embed.errors import ImageError
 
@@ -141,7 +141,12 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._entries: OrderedDict[bytes, Float32 | ImageError] = OrderedDict()
-        self._lock = ForkSafeLock(threading.Lock)
+        self.begin_child()
+        outlive_forks(self)
+
+    def begin_child(self) -> None:
+        """Make the lock, anew after a fork."""
+        self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Float32 | ImageError | None:
         """Return the vector (d,), the error, or None where the key is not known."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from clip_embed._fork import ForkSafeLock
+from clip_embed._fork import outlive_forks
 from clip_embed._mounts import network_file_system
 
 T = TypeVar("T")
@@ -32,7 +33,6 @@ _TABLE = """
 _JOURNAL_BYTES = 32 * 1024 * 1024  # that the journal keeps between two commits
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_TRIES = 50  # to make a file that several processes make at once
 
 
 class DamagedFile(sqlite3.DatabaseError):
@@ -53,7 +53,8 @@ class CacheFile:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._is_parents = False
-        self._lock = ForkSafeLock(before_fork=self._disconnect, after_fork=self._begin_child)
+        self._lock = threading.Lock()
+        outlive_forks(self)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Do some work on the file; None where another process holds it, or it turns out to be damaged.
@@ -96,11 +97,22 @@ class CacheFile:
                 self._connection.close()
         self._connection = None
 
-    def _begin_child(self) -> None:
-        if self._connection is not None:  # a fork by other than Python's means: it must not even be closed
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+    def begin_fork(self) -> None:
+        """Let go of the file until the fork is over: not even closing it would be safe in the child."""
+        self._lock.acquire()
+        self._disconnect()
+
+    def end_fork(self) -> None:
+        """Go on in the parent."""
+        self._lock.release()
+
+    def begin_child(self) -> None:
+        """Go on in the child, unless the fork was not Python's and gave no notice."""
+        self._lock = threading.Lock()
+        if self._connection is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))  # so that it is never closed
+            self._connection = None
             self._is_parents = True
-        self._connection = None
 
 
 def check_foreign(path: Path) -> None:
@@ -123,12 +135,13 @@ def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
     try:
-        for remaining in reversed(range(_TRIES)):
+        deadline = time.monotonic() + timeout
+        while True:
             try:
                 _prepare(connection, path)
                 break
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in _BUSY or not remaining:
+                if error.sqlite_errorcode & 0xFF not in _BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)  # the change to WAL does not wait for others by itself
     except BaseException:

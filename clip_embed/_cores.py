@@ -7,10 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
-from clip_embed._fork import ForkSafeLock, torch_is_inherited
+from clip_embed._fork import Locks, torch_is_inherited
 
 _CGROUP = Path("/sys/fs/cgroup")
-_TORCH = ForkSafeLock()
+_TORCH = Locks()
 
 
 def usable_cores() -> int:
@@ -52,7 +52,7 @@ def limit_torch(threads: int) -> None:
 
     threads = 1 if torch_is_inherited() else threads
 
-    with _TORCH:
+    with _TORCH[0]:
         before = torch.get_num_threads()
         if before > threads:
             torch.set_num_threads(threads)

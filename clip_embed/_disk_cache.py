@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from clip_embed._cache_file import CacheFile, DamagedFile, number, transaction
-from clip_embed._fork import ForkSafeLock
+from clip_embed._fork import outlive_forks
 from clip_embed._types import Float32
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ ROWS_PER_COMMIT = 4096  # fewer cost several times as much a row
 _SECONDS_PENDING = 1.0
 _MAX_PENDING = 4 * ROWS_PER_COMMIT  # while another process holds the file
 _READ_TIMEOUT, _WRITE_TIMEOUT = 1.0, 2.0  # seconds to wait for another process
+_REST = 5.0  # seconds without lookups after one that waited in vain
 _ROW_OVERHEAD = 100  # bytes of key, index entry and cells
 Row = tuple[bytes, bytes]
 
@@ -45,20 +48,26 @@ class DiskCache:
         self._off = False
         self._reader = CacheFile(path, timeout=_READ_TIMEOUT)
         self._writer = CacheFile(path, timeout=_WRITE_TIMEOUT)
-        self._pending: dict[bytes, bytes] = {}
-        self._pending_bytes = 0
+        self._pending: dict[bytes, bytes]
         self._pending_since = 0.0
-        self._filling = ForkSafeLock(after_fork=self._begin_child)
-        self._committing = ForkSafeLock()
-        self._is_committing = False
+        self._resting_until = 0.0
+        self.begin_child()
+        outlive_forks(self)
 
     def get(self, keys: Sequence[bytes]) -> Float32 | None:
         """Return the vector (d,) of the first key that is known."""
         for key in keys:
             if (pending := self._pending.get(key)) is not None:
                 return np.frombuffer(pending, "<f4").astype(np.float32)
+        began = time.monotonic()
+        if began < self._resting_until:
+            return None
         row = self._guarded(self._reader, lambda connection: _find(connection, keys))
-        return None if row is None else np.frombuffer(row, "<f4").astype(np.float32)
+        if row is None:
+            if time.monotonic() - began > _READ_TIMEOUT:
+                self._resting_until = time.monotonic() + _REST
+            return None
+        return np.frombuffer(row, "<f4").astype(np.float32)
 
     def put(self, key: bytes, vector: Float32) -> None:
         """Remember a vector (d,); it is committed with others, soon."""
@@ -87,7 +96,7 @@ class DiskCache:
                 for file in (self._reader, self._writer):
                     file.close(only_if_moved=True)
                 while batch := self._next_batch():
-                    if not self._guarded(self._writer, lambda con, rows=batch: self._write(con, rows)):
+                    if not self._guarded(self._writer, partial(self._write, rows=batch)):
                         break
                     with self._filling:
                         self._forget([key for key, _ in batch])
@@ -151,14 +160,17 @@ class DiskCache:
             if not self._off:
                 logger.warning("the cache %s is not used from here on: %s", self._path, error)
             self._off = True
-            self._begin_child()
+            self._pending = {}
+            self._pending_bytes = 0
             return None
 
-    def _begin_child(self) -> None:
-        """Drop what is pending: after a fork it is the parent's to write."""
+    def begin_child(self) -> None:
+        """Begin anew after a fork: what is pending is the parent's to write."""
+        self._filling = threading.Lock()
+        self._committing = threading.Lock()
+        self._is_committing = False
         self._pending = {}
         self._pending_bytes = 0
-        self._is_committing = False
 
 
 def _find(connection: sqlite3.Connection, keys: Sequence[bytes]) -> bytes | None:

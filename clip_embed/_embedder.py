@@ -278,6 +278,7 @@ class ClipEmbedder:
         """Return the towers behind the cache; made late, because that asks for space and device."""
         if self._cached_towers is None:
             with loading():
+                Image.preinit()  # imports Pillow's formats here rather than in the decode threads
                 recipe = self._recipe()
             self._cached_towers = CachedTowers(
                 self._towers, self._policy, recipe, self._cache, with_torch=self._with_torch

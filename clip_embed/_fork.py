@@ -1,7 +1,7 @@
 """What holds after a fork: in the child only the thread that forked lives on.
 
-A lock that another thread held stays locked for ever, so the locks here are made anew in the child. What
-must not be in use during a fork (SQLite, whose own locks cannot be renewed) is put down before it.
+A lock that another thread held stays locked for ever, so whoever has locks makes them anew in the child.
+What must not be in use during a fork (SQLite, whose own locks cannot be renewed) is put down before it.
 Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not.
 """
 
@@ -10,49 +10,64 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from weakref import WeakSet
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+from weakref import ReferenceType, ref
 
 
-class ForkSafeLock:
-    """A lock, or what `make` makes, that a forked child finds free whoever held it in the parent."""
+class Forkable(Protocol):
+    """Something with locks."""
 
-    def __init__(
-        self,
-        make: Callable[[], AbstractContextManager[object]] = threading.Lock,
-        *,
-        before_fork: Callable[[], object] | None = None,
-        after_fork: Callable[[], object] | None = None,
-    ) -> None:
-        self._make = make
-        self.before_fork = before_fork
-        """Called with the lock held, which then stays held until the fork is over."""
-        self._after_fork = after_fork
-        self._lock = make()
-        _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, error, trace)
-
-    def renew(self) -> None:
-        """Begin anew in the child, then call `after_fork` for what the lock guards."""
-        self._lock = self._make()
-        if self._after_fork is not None:
-            self._after_fork()
+    def begin_child(self) -> None:
+        """Make the locks anew, in the child, where no other thread runs yet."""
+        ...
 
 
-_locks: WeakSet[ForkSafeLock] = WeakSet()
-_held: dict[int, list[ForkSafeLock]] = {}  # by the threads that are forking
+@runtime_checkable
+class Rested(Forkable, Protocol):
+    """Something that no thread may be using during a fork."""
+
+    def begin_fork(self) -> None:
+        """Wait until no thread uses it, and let none begin."""
+        ...
+
+    def end_fork(self) -> None:
+        """Let threads use it again, in the parent."""
+        ...
+
+
+_things: dict[int, ReferenceType[Forkable]] = {}  # a WeakSet cannot be read while threads add to it
+_resting: dict[int, list[Rested]] = {}  # by the threads that are forking
 _loading: list[int] = []  # the threads that are importing or loading
 _torch_is_inherited = False
 _is_torn = False
+
+
+def outlive_forks(thing: Forkable) -> None:
+    """Have something prepared for each fork, as long as it is alive."""
+    name = id(thing)
+    _things[name] = ref(thing, lambda _: _things.pop(name, None))
+
+
+def _alive() -> list[Forkable]:
+    return [thing for each in list(_things.values()) if (thing := each()) is not None]
+
+
+class Locks:
+    """The locks of a module: `with locks[number]:` takes one of `count`, whatever the number."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self.begin_child()
+        outlive_forks(self)
+
+    def begin_child(self) -> None:
+        """Make them, anew after a fork."""
+        self._locks = [threading.Lock() for _ in range(self._count)]
+
+    def __getitem__(self, number: int) -> threading.Lock:
+        return self._locks[number % self._count]
 
 
 @contextmanager
@@ -77,26 +92,25 @@ def is_torn() -> bool:
 
 
 def _before_fork() -> None:
-    held = _held[threading.get_ident()] = []
-    for lock in list(_locks):
-        if lock.before_fork is not None:
-            lock.__enter__()
-            held.append(lock)
-            lock.before_fork()
+    resting = _resting[threading.get_ident()] = []
+    for thing in _alive():
+        if isinstance(thing, Rested):
+            thing.begin_fork()
+            resting.append(thing)
 
 
 def _in_parent() -> None:
-    for lock in _held.pop(threading.get_ident(), []):
-        lock.__exit__(None, None, None)
+    for thing in _resting.pop(threading.get_ident(), []):
+        thing.end_fork()
 
 
 def _in_child() -> None:
     global _torch_is_inherited, _is_torn
     _torch_is_inherited = "torch" in sys.modules
     _is_torn = _is_torn or any(thread != threading.get_ident() for thread in _loading)
-    _held.clear()
-    for lock in list(_locks):
-        lock.renew()
+    _resting.clear()
+    for thing in _alive():
+        thing.begin_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ssl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ def first_line(error: Exception) -> str:
 
 def _is_certificate(error: BaseException) -> bool:
     """Whether a certificate is at the bottom of it; the network's libraries wrap each other's errors."""
+    import ssl
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):

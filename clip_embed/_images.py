@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
 from clip_embed._files import check_bytes, read_file
+from clip_embed._fork import Locks
 from clip_embed._formats import FORMATS, open_encoded
 from clip_embed._hazards import check_size, check_tags
 from clip_embed._types import ImagePolicy, UInt8
@@ -42,7 +42,7 @@ _DECODER_ERRORS = (
     Warning,  # where the user turns warnings into errors
 )
 # Pillow loads lazily and not thread-safely; the same object may stand twice in one input.
-_PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
+_PIL_LOCKS = Locks(64)
 _MAX_NAME = 4096  # no path is longer, but a data: URL may be
 _SCHEME = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UPRIGHT = {
@@ -135,7 +135,7 @@ def opened(source: object, encoded: bytes | None, policy: ImagePolicy) -> Genera
         elif isinstance(source, np.ndarray):
             yield Image.fromarray(checked_array(cast("UInt8", source), policy))
         else:
-            with _PIL_LOCKS[id(source) // 64 % len(_PIL_LOCKS)]:
+            with _PIL_LOCKS[id(source) // 64]:
                 yield _may_be_loaded(cast("Image.Image", source), policy)
     except ImageError:
         raise

@@ -31,7 +31,12 @@ class Pool:
         self._stop = weakref.finalize(self, _stop, self._tasks, self._threads)  # at the latest at exit
 
     def submit(self, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
-        """Do the work in a thread, and hand its result to `then` in the same thread; from one thread only."""
+        """Do the work in a thread, and hand its result to `then` in the same thread; from one thread only.
+
+        Once the program is ending, nothing is begun any more.
+        """
+        if not self._stop.alive:
+            return
         self._tasks.put(partial(_do, work, then))
         if len(self._threads) < self._size:
             name = f"clip-embed_{len(self._threads)}"
@@ -51,6 +56,7 @@ def _serve(tasks: _Tasks, prepare: _Prepare) -> None:
         task(prepare)
         prepare = None
         del task  # it keeps its image alive, also while this thread is idle
+    tasks.put(None)  # for the next thread, also for one that is being started just now
 
 
 def _do(work: Callable[[], T], then: Callable[[Future[T]], None], prepare: _Prepare) -> None:
@@ -68,8 +74,7 @@ def _stop(tasks: _Tasks, threads: list[threading.Thread]) -> None:
     with suppress(Empty):
         while True:
             tasks.get_nowait()
-    for _ in threads:
-        tasks.put(None)
-    for thread in threads:
+    tasks.put(None)
+    for thread in list(threads):
         if thread.ident is not None:  # else an interrupt came before its start
             thread.join()

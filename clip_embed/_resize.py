@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
+from clip_embed._fork import loading
 from clip_embed._types import Resample, UInt8
 
 if TYPE_CHECKING:
@@ -28,7 +30,11 @@ def _has_kernels() -> bool:
     It needs a fifth of Pillow's time and no thread but its own. What torch has for other
     processors is ten times slower than Pillow and starts a pool of threads.
     """
-    import torch
+    with loading():
+        import torch
+
+        for name in ("pyarrow", "torch.nn.functional", "torch.utils.dlpack"):  # what is imported below
+            import_module(name)
 
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 

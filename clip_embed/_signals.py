@@ -19,6 +19,7 @@ from types import FrameType
 _GRACE = 1.0  # seconds
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _keeping = threading.Lock()
+_put_off: list[int] = []  # a signal that came while something was kept
 
 
 class Stopped(BaseException):
@@ -48,6 +49,7 @@ def orderly_end() -> Generator[None]:
             _thread.start_new_thread(_end_at_last, (number,))
             if not _keeping.locked():
                 raise Stopped(number)
+            _put_off.append(number)
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
@@ -64,6 +66,8 @@ def keeping() -> Generator[None]:
     """What is in here is written to its end before a signal ends the process."""
     with _keeping:
         yield
+    if _put_off:
+        raise Stopped(_put_off[0])
 
 
 @contextmanager

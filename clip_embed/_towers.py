@@ -13,7 +13,7 @@ import numpy as np
 from clip_embed._batcher import Batcher, Halving, Outcome
 from clip_embed._cores import limit_torch, torch_threads, usable_cores
 from clip_embed._device import resolve_device, stable_shape, suggest_batch_size
-from clip_embed._fork import ForkSafeLock, is_torn, loading, torch_is_inherited
+from clip_embed._fork import is_torn, loading, outlive_forks, torch_is_inherited
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ModelError, ModelForked
@@ -43,10 +43,15 @@ class Towers:
         self._opened: Model | None = None
         self._pid: int | None = None  # the process in which loading the weights was begun
         self._loaded = False
-        self._opening = ForkSafeLock(threading.RLock)
-        self._turn = ForkSafeLock(threading.RLock)
-        self._cores = ForkSafeLock(lambda: threading.Semaphore(usable_cores()))
         self._run_images = Halving(self._embed_pixels)
+        self.begin_child()
+        outlive_forks(self)
+
+    def begin_child(self) -> None:
+        """Make the locks and what waits for them, anew after a fork."""
+        self._opening = threading.RLock()
+        self._turn = threading.RLock()
+        self._cores = threading.Semaphore(usable_cores())
         self._images = Batcher(self._run_images, self._turn)
         self._texts = Batcher(Halving(self._embed_texts), self._turn)
 
@@ -97,7 +102,8 @@ class Towers:
         """
         if not getattr(self.model, "parallel", False) or self.device != "cpu":
             return 1
-        return torch_threads()
+        with loading():
+            return torch_threads()
 
     def load(self) -> None:
         """Load the weights now rather than on first use; idempotent."""

@@ -26,6 +26,7 @@ Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 Float32 = npt.NDArray[np.float32]
 MIB = 1024 * 1024
+TIMEOUT = 20  # seconds until a hang becomes a failure
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,25 @@ def test_processes_write_at_once(file: Path, writer: Callable[..., subprocess.Po
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert assert_nothing_wrong(cache, range(6000)) == cache.count() == 6000
     assert not list(file.parent.glob("*.set-aside"))
+
+
+def test_a_file_that_somebody_holds(
+    file: Path, encoded: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One lookup waits, the others do without; what was embedded meanwhile is written later."""
+    with EmbeddingCache(file) as cache:
+        fill(cache, range(10))
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    model, cache = FakeModel(), EmbeddingCache(file)
+    began = time.monotonic()
+    assert ClipEmbedder(model, cache=cache).embed_images(encoded).shape == (12, 16)
+    assert time.monotonic() - began < TIMEOUT
+    holder.close()
+    cache.close()
+    assert (sum(model.calls[0]), caplog.records) == (12, [])
+    assert len(EmbeddingCache(file)) == 22
 
 
 @pytest.mark.parametrize("turn", range(4))

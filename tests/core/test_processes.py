@@ -39,6 +39,8 @@ def png(seed):
     Image.fromarray(noise).save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()
 
+png(0)  # which imports what Pillow needs: a fork during an import of the user's own is not ours to mend
+
 def forked(work):
     # Run in a forked child, which ends as programs end; return its exit code.
     if (child := os.fork()) == 0:

@@ -16,6 +16,7 @@ from clip_embed import (
     ClipEmbedder,
     ClipEmbedError,
     EmbeddedBatch,
+    EmbeddingCache,
     ImageBatchError,
     ImageError,
     ImageFailure,
@@ -105,6 +106,9 @@ def construct() -> list[ClipEmbedder]:
         ClipEmbedder("some/model", device="cuda", precision="fp16"),
         ClipEmbedder(Computed(), policy=policy, cache=None),
         ClipEmbedder(FakeModel(), policy=ImagePolicy(background=(0, 0, 0)), cache="memory"),
+        ClipEmbedder(FakeModel(), cache="photos.cache"),
+        ClipEmbedder(FakeModel(), cache=Path("photos.cache")),
+        ClipEmbedder(FakeModel(), cache=EmbeddingCache("photos.cache", max_bytes=2**30, memory_bytes=0)),
     ]
 
 
@@ -112,6 +116,7 @@ def facts(clip: ClipEmbedder) -> None:
     """What an embedder says about itself."""
     assert_type(clip.dim, int)
     assert_type(clip.space, str)
+    assert_type(clip.recipe, str)
     assert_type(clip.device, str)
     assert_type(clip.model, Model)
     assert_type(clip.policy, ImagePolicy)
