@@ -9,6 +9,7 @@ An interrupted thread lets go of the lock and takes its call along, so nobody wa
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from clip_embed._types import Float32
+
+logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 Outcome: TypeAlias = "Float32 | MemoryError"
@@ -121,6 +124,7 @@ class Halving(Generic[Row]):
             # Out here the error is gone, and with it the frames that held the failed pass in memory.
             if len(part) > 1:
                 self._most = len(part) // 2
+                logger.warning("no memory for %d rows, going on with %d: %s", len(part), self._most, reason)
             else:  # the size of the batch was not to blame
                 outcomes.append(MemoryError(reason))
                 self._most = most_before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
@@ -17,6 +19,8 @@ from clip_embed._fork import is_torn, loading, outlive_forks, torch_is_inherited
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ModelError, ModelForked
+
+logger = logging.getLogger(__name__)
 
 _TEXTS_PER_BATCH = 256  # that threads share; the texts of one call stay together, however many
 
@@ -110,11 +114,14 @@ class Towers:
         self.check_process()
         with self._turn, loading():
             self._pid = os.getpid()
+            started = time.perf_counter()
             try:
                 load = getattr(self.model, "load", None)
                 if callable(load):
                     load()
                 self._loaded = True
+                seconds = time.perf_counter() - started
+                logger.info("loaded %s on %s in %.1f s", type(self.model).__name__, self.device, seconds)
             finally:
                 if not self._loaded:
                     self._pid = None

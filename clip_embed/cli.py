@@ -24,6 +24,7 @@ from clip_embed._signals import Stopped, orderly_end
 from clip_embed._table import format_table
 
 if TYPE_CHECKING:
+    from clip_embed._folder_index import FolderIndex
     from clip_embed._types import ImageFailure
 
 _MODEL_HELP = (
@@ -105,11 +106,57 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     The vectors are kept in the cache folder, so that the next search embeds only what is new or
     changed. Photos that cannot be read are listed, and the exit code is 1.
     """
-    from clip_embed._folder_index import find_photos, index_folder
     from clip_embed._gallery import Tile, write_gallery
 
     name = model or default_model()
     embedder = ClipEmbedder(name)
+    index = _embed_folder(folder, name, embedder)
+    scores = embedder.scores(index.vectors, [text])[:, 0]
+    best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
+    if as_json:
+        click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
+    else:
+        click.echo(format_table(("score", "photo"), best, widest=4096))
+    if page:
+        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
+        click.echo(f"Gallery: {page.resolve()}", err=as_json)
+    _report_failures(index.failures)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("labels", nargs=-1, required=True, metavar="LABEL LABEL...")
+@_model_option
+@_json_option
+def classify(folder: Path, labels: tuple[str, ...], model: str | None, as_json: bool) -> None:
+    """Say for each photo below FOLDER which LABEL fits it best, without training.
+
+    The probabilities share a photo among the labels given: one that shows none of them gets one all
+    the same. Vectors are kept as by search; photos that cannot be read are listed, and the exit code is 1.
+    """
+    if len(set(labels)) < max(2, len(labels)):
+        raise click.UsageError("give at least two labels, none of them twice")
+    name = model or default_model()
+    embedder = ClipEmbedder(name)
+    index = _embed_folder(folder, name, embedder)
+    found = embedder.classify(index.vectors, labels)
+    best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
+    if as_json:
+        facts = zip(index.paths, found.best, found.probabilities.tolist(), strict=True)
+        rows = [
+            {"path": path, "label": label, "probabilities": dict(zip(labels, shares, strict=True))}
+            for path, label, shares in facts
+        ]
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        click.echo(format_table(("photo", "label", "probability"), best, widest=4096))
+    _report_failures(index.failures)
+
+
+def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
+    """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
+    from clip_embed._folder_index import find_photos, index_folder
+
     photos = find_photos(folder)
     if not photos:
         raise click.ClickException(f"no photos below {folder}")
@@ -121,18 +168,9 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     ) as bar:
         index = index_folder(folder, photos, embedder, bar.update)
     seconds = time.perf_counter() - started
-    scores = embedder.scores(index.vectors, [text])[:, 0]
-    best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
     if index.embedded:
         click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)
-    if as_json:
-        click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
-    else:
-        click.echo(format_table(("score", "photo"), best, widest=4096))
-    if page:
-        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
-        click.echo(f"Gallery: {page.resolve()}", err=as_json)
-    _report_failures(index.failures)
+    return index
 
 
 def _report_failures(failures: Sequence[ImageFailure]) -> None:

@@ -247,3 +247,26 @@ def test_doctor_holds_the_default_model_against_exact(monkeypatch: pytest.Monkey
     assert "!!  pixels" in result.stdout
     assert "!!  fidelity" in result.stdout
     assert 'take precision="exact"' in result.stdout
+
+
+def test_classify_names_a_label_for_each_photo(few_photos: Path, tmp_path: Path) -> None:
+    """The best label and its share, in the order of the paths; JSON has all shares."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name in ("car_red_saloon.jpg", "panda.jpg"):
+        shutil.copy(next(path for path in photos() if path.name == name), folder)
+    result = run("classify", str(folder), "car", "panda", "flower", "--model", "offline")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["car_red_saloon.jpg", "car"], ["panda.jpg", "panda"]]
+    facts = json.loads(run("classify", str(folder), "car", "panda", "--model", "offline", "--json").stdout)
+    assert [row["label"] for row in facts] == ["car", "panda"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in facts)
+
+
+@pytest.mark.parametrize("labels", [["car"], ["car", "car"]])
+def test_classify_needs_a_choice(labels: list[str], few_photos: Path) -> None:
+    """One label, or the same twice, is wrong usage, told before the model loads."""
+    result = run("classify", str(few_photos), *labels, "--model", "offline")
+    assert result.exit_code == 2
+    assert "at least two labels, none of them twice" in result.stderr
