@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
 assert _spec
@@ -143,3 +144,9 @@ def _write_tokenizer(folder: Path) -> int:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return len(pieces)
+
+
+@pytest.fixture(scope="session")
+def pictures(photo: Callable[..., Image.Image]) -> list[Image.Image]:
+    """Forty images, no two alike."""
+    return [photo(24, 16, seed) for seed in range(40)]
