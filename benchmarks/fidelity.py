@@ -93,7 +93,7 @@ def transformers_vectors(folder: Path) -> Callable[[list[bytes]], Float32]:
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    processor: Any = AutoImageProcessor.from_pretrained(folder, use_fast=False, backend="pil")
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
     model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
     def embed(files: list[bytes]) -> Float32:
@@ -207,6 +207,7 @@ def main(cache: Path, out: Path) -> None:
     models: dict[str, str | Path] = {
         "offline": "offline",
         "CLIP, random weights": random_clip.clip_folder(cache),
+        "SigLIP, random weights": random_clip.siglip_folder(cache),
     }
     sets = list(encoded_sets(cache))
     rows = [row for name, model in models.items() for row in compare(name, model, sets)]

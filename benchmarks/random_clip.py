@@ -1,5 +1,7 @@
 """A CLIP in the shape of ViT-B/32 with random weights: as fast as the trained one, and never downloaded.
 
+Beside it a smaller SigLIP, in the shape of ViT-S/16, for the figures of fidelity.
+
 The weights are drawn so that its vectors tell images apart. As transformers draws them, all vectors lie
 within a narrow cone and follow little but the mean colour of the patches: a photo resized by the wrong filter
 would pass for the right one. So weights are drawn wider, and the filters that read the patches sum to
@@ -11,12 +13,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import string
 from pathlib import Path
 from typing import Any
 
 RECIPE = "1"  # in the name of the folder: count it up when a change gives other weights
 SEED = 20
 WIDER = 4
+WIDER_SIGLIP = 1.2  # transformers draws its weights wider to begin with
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -26,6 +30,16 @@ def clip_folder(cache: Path) -> Path:
     if not folder.exists():
         part = _emptied(folder.with_suffix(".part"))
         _write_clip(part)
+        part.rename(folder)
+    return folder
+
+
+def siglip_folder(cache: Path) -> Path:
+    """The folder of the SigLIP below `cache`."""
+    folder = cache / f"random-siglip-vit-s-16-{RECIPE}"
+    if not folder.exists():
+        part = _emptied(folder.with_suffix(".part"))
+        _write_siglip(part)
         part.rename(folder)
     return folder
 
@@ -62,14 +76,49 @@ def _write_clip(folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = CLIPModel(CLIPConfig(text_config=ends))  # every other default is ViT-B/32
+    _widen(model, WIDER)
+    model.save_pretrained(folder)
+    CLIPProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
+
+
+def _write_siglip(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -7.0) for letter in letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, **dict.fromkeys(("pad_token", "eos_token"), "</s>")
+    ).save_pretrained(folder)
+    tower = {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+    }
+    ends = {"vocab_size": len(pieces), "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = SiglipModel(SiglipConfig(text_config={**tower, **ends}, vision_config=tower))
+    _widen(model, WIDER_SIGLIP)
+    model.save_pretrained(folder)
+    SiglipImageProcessorPil().save_pretrained(folder)
+
+
+def _widen(model: Any, times: float) -> None:  # noqa: ANN401 - a model of transformers
+    """Let the vectors tell images apart, but not follow every rounding."""
+    import torch
+
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight.mul_(WIDER)
+                weight.mul_(times)
         patches = model.vision_model.embeddings.patch_embedding.weight
-        patches.sub_(patches.mean((2, 3), keepdim=True)).mul_(WIDER)
-    model.save_pretrained(folder)
-    CLIPProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
+        patches.sub_(patches.mean((2, 3), keepdim=True)).mul_(times)
 
 
 def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers' CLIPTokenizer
