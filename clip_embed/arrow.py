@@ -15,7 +15,7 @@ from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import SpaceMismatch
 
-__all__ = ["embed_images", "image_values", "read_vectors", "stamp_vectors", "vector_array"]
+__all__ = ["embed_images", "image_values", "read_vectors", "stamp_vectors", "vector_array", "vector_type"]
 
 _STAMP = b"clip_embed"
 Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
@@ -55,8 +55,13 @@ def stamp_vectors(vectors: Vectors, embedder: ClipEmbedder) -> Vectors:
 
     The stamp stands in the metadata of the inner field, where Parquet, pandas and Arrow keep it.
     """
+    return cast("Vectors", vectors.cast(vector_type(embedder)))
+
+
+def vector_type(embedder: ClipEmbedder) -> pa.DataType:
+    """Return the type of stamped vectors: a fixed-size list of d float32, for a schema."""
     inner = pa.field("item", pa.float32(), metadata={_STAMP: embedder.stamp().to_json()})
-    return cast("Vectors", vectors.cast(pa.list_(inner, embedder.dim)))
+    return pa.list_(inner, embedder.dim)
 
 
 def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the column") -> tuple[Float32, Bools]:

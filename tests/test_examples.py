@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from clip_embed import ClipEmbedder, Stamp
 from clip_embed.demo import photos
 
 pytest.importorskip("duckdb", reason="needs the extra duckdb")
@@ -56,4 +57,5 @@ def test_folder_to_parquet(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         run("folder_to_parquet.py", monkeypatch, str(folder), str(target))
     table = pq.read_table(target)
     assert table.num_rows == 5
-    assert b"clip_embed_space" in table.schema.metadata
+    stamp = Stamp.from_json(table.schema.field("vector").type.field(0).metadata[b"clip_embed"])
+    assert stamp.space == ClipEmbedder("offline").space

