@@ -18,6 +18,8 @@ from types import FrameType
 
 _GRACE = 1.0  # seconds
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+STOPPED = frozenset(128 + number for number in _SIGNALS)
+"""The exit codes of commands that a signal ended."""
 _keeping = threading.Lock()
 _put_off: list[int] = []  # a signal that came while something was kept
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._models import default_model
 from clip_embed._models_command import models
 from clip_embed._precision import PRECISIONS, Precision
-from clip_embed._signals import Stopped, orderly_end
+from clip_embed._signals import STOPPED, Stopped, orderly_end
 from clip_embed._table import format_table
 
 if TYPE_CHECKING:
@@ -70,7 +71,13 @@ def main() -> None:
 def run() -> None:
     """Run the command as a program: before and after the work, Ctrl-C ends it without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in STOPPED:  # all is kept and closed; taking torch apart would only take time
+            sys.stdout.flush()
+            os._exit(end.code)
+        raise
 
 
 @main.command()
