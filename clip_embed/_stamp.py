@@ -54,7 +54,7 @@ class Stamp:
     @property
     def dim(self) -> int:
         """Dimension d of the vectors."""
-        return self.probe.shape[1]
+        return len(self.probe[0])
 
     def to_json(self) -> str:
         """Return the stamp as text; the probe is kept in float16."""
