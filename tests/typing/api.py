@@ -13,6 +13,7 @@ from PIL import Image
 
 import clip_embed
 from clip_embed import (
+    Classification,
     ClipEmbedder,
     ClipEmbedError,
     EmbeddedBatch,
@@ -29,9 +30,19 @@ from clip_embed import (
     ModelForked,
     ModelNotFound,
     ModelUnsupported,
+    Profile,
     SpaceMismatch,
+    Stamp,
+    adopt,
 )
-from clip_embed.arrow import embed_images, image_values, vector_array
+from clip_embed.arrow import (
+    embed_images,
+    image_values,
+    read_vectors,
+    stamp_vectors,
+    vector_array,
+    vector_type,
+)
 from clip_embed.testing import FakeModel
 
 Float32 = npt.NDArray[np.float32]
@@ -202,6 +213,30 @@ def arrow(clip: ClipEmbedder, column: pa.ChunkedArray[Any]) -> None:
     for image in image_values(column):
         print(image)
     print(len(vectors), vector_array(np.zeros((2, 4), np.float32), np.ones(2, np.bool_)))
+
+
+def stored(clip: ClipEmbedder, column: pa.ChunkedArray[Any]) -> None:
+    """Stamps, and vectors made elsewhere."""
+    stamp = clip.stamp()
+    assert_type(stamp, Stamp)
+    assert_type(Stamp.from_json(stamp.to_json()).probe, Float32)
+    vectors, _ = embed_images(column, clip)
+    rows, valid = read_vectors(stamp_vectors(vectors, clip), clip)
+    assert_type(rows, Float32)
+    print(valid, vector_type(clip), adopt("vectors.npy", ["a.jpg"], clip, column="emb").num_rows)
+
+
+def labels(clip: ClipEmbedder) -> None:
+    """Classification and profile."""
+    found = clip.classify(["a.jpg"], ["car", "dog"], templates=["a photo of a {}"])
+    assert_type(found, Classification)
+    assert_type(found.probabilities, Float32)
+    assert_type(found.best, tuple[str, ...])
+    assert_type(found.top(2), list[list[tuple[str, float]]])
+    profile = clip.profile(["a.jpg"])
+    assert_type(profile, Profile)
+    assert_type(profile.verdict, str)
+    assert_type(profile.images_per_second, float)
 
 
 def fake() -> None:
