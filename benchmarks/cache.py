@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from clip_embed import ClipEmbedder, EmbeddingCache, MissingExtra
-from clip_embed._disk_cache import ROWS_PER_COMMIT, DiskCache
+from clip_embed._cache.disk import ROWS_PER_COMMIT, DiskCache
 from clip_embed.testing import FakeModel
 
 LOOKUPS = 20_000

@@ -35,10 +35,10 @@ import report
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImagePolicy, ImageSpec
-from clip_embed._images import read_encoded
-from clip_embed._pixels import prepare_pixels
-from clip_embed._precision import capabilities
-from clip_embed._table import format_table
+from clip_embed._cli.table import format_table
+from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.source import read_encoded
+from clip_embed._models.precision import capabilities
 from clip_embed.demo import captions, photos
 
 Float32 = npt.NDArray[np.float32]

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from clip_embed import ClipEmbedder
-from clip_embed._cores import usable_cores
+from clip_embed._engine.cores import usable_cores
 from clip_embed.offline import OfflineModel
 from clip_embed.testing import FakeModel
 

@@ -33,7 +33,7 @@ def bare_tower(clip: ClipEmbedder, folder: Path) -> Callable[[str], object]:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     if clip.precision == "bf16":
-        from clip_embed._low_precision import use_dtype
+        from clip_embed._models.low_precision import use_dtype
 
         use_dtype(model, "bf16")
 

@@ -1,11 +1,11 @@
 """Query images by text: CLIP vectors of images and texts, for the tools people already use."""
 
 from clip_embed._adopt import adopt
-from clip_embed._cache import EmbeddingCache
+from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
-from clip_embed._pipeline import ImageStream
-from clip_embed._profile import Profile
+from clip_embed._engine.pipeline import ImageStream
+from clip_embed._engine.profile import Profile
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip_embed._embedder import ClipEmbedder
-from clip_embed._images import ImageInput
+from clip_embed._images.source import ImageInput
 from clip_embed._stamp import MIN_COSINE
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows

@@ -10,26 +10,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clip_embed._cache import EmbeddingCache
-from clip_embed._cached import CachedTowers
+from clip_embed._cache.memory import EmbeddingCache
+from clip_embed._cache.recipe import Recipe
+from clip_embed._cache.towers import CachedTowers
 from clip_embed._classify import DEFAULT_TEMPLATES, Classification, label_vectors, softmax
-from clip_embed._cores import usable_cores
-from clip_embed._device import suggest_batch_size
-from clip_embed._fork import loading
-from clip_embed._images import ImageInput, describe
-from clip_embed._models import (
+from clip_embed._engine.cores import usable_cores
+from clip_embed._engine.device import suggest_batch_size
+from clip_embed._engine.fork import loading
+from clip_embed._engine.pipeline import ImageStream
+from clip_embed._engine.profile import Profile, Profiler
+from clip_embed._engine.towers import Towers
+from clip_embed._images.source import ImageInput, describe
+from clip_embed._models.opening import (
     DEFAULT_MODEL,
     check_model,
     check_model_precision,
     model_precision,
     open_model,
 )
-from clip_embed._pipeline import ImageStream
-from clip_embed._precision import Precision
-from clip_embed._profile import Profile, Profiler
-from clip_embed._recipe import Recipe
+from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
-from clip_embed._towers import Towers
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ImageBatchError, SpaceMismatch

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
-from clip_embed._models import default_model
-from clip_embed._models_command import models
-from clip_embed._precision import PRECISIONS, Precision
-from clip_embed._signals import STOPPED, Stopped, orderly_end
-from clip_embed._table import format_table
+from clip_embed._cli.models import models
+from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
+from clip_embed._cli.table import format_table
+from clip_embed._models.opening import default_model
+from clip_embed._models.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
-    from clip_embed._folder_index import FolderIndex
+    from clip_embed._cli.folder_index import FolderIndex
     from clip_embed._types import ImageFailure
 
 _MODEL_HELP = (
@@ -113,7 +113,7 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
     The vectors are kept in the cache folder, so that the next search embeds only what is new or
     changed. Photos that cannot be read are listed, and the exit code is 1.
     """
-    from clip_embed._gallery import Tile, write_gallery
+    from clip_embed._cli.gallery import Tile, write_gallery
 
     name = model or default_model()
     embedder = ClipEmbedder(name)
@@ -162,7 +162,7 @@ def classify(folder: Path, labels: tuple[str, ...], model: str | None, as_json: 
 
 def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
     """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
-    from clip_embed._folder_index import find_photos, index_folder
+    from clip_embed._cli.folder_index import find_photos, index_folder
 
     photos = find_photos(folder)
     if not photos:
@@ -200,7 +200,7 @@ def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> N
     Without -c the statements are read from the standard input: type them, each ended by a
     semicolon. The functions are clip_sim, clip_score, clip_image, clip_text and clip_error.
     """
-    from clip_embed._sql import connect, run_queries, run_session
+    from clip_embed._cli.sql import connect, run_queries, run_session
     from clip_embed_duckdb import register
 
     connection = connect(database)
@@ -236,7 +236,7 @@ def bench(folder: Path | None, images: int, precision: Precision, model: str | N
 
     Takes images evenly from those below PHOTOS, or else the demo's photos over and over.
     """
-    from clip_embed._folder_index import find_photos
+    from clip_embed._cli.folder_index import find_photos
     from clip_embed.demo import photos
 
     name = model or default_model()
@@ -263,7 +263,7 @@ def bench(folder: Path | None, images: int, precision: Precision, model: str | N
 @_json_option
 def doctor(as_json: bool) -> None:
     """Report versions, device and model, and what to do about what is amiss."""
-    from clip_embed._doctor import examine
+    from clip_embed._cli.doctor import examine
 
     findings = examine()
     if as_json:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from clip_embed import ClipEmbedder
-from clip_embed._catalog import KNOWN_MODELS
-from clip_embed._folder_index import find_photos, index_folder
+from clip_embed._cli.folder_index import find_photos, index_folder
+from clip_embed._models.catalog import KNOWN_MODELS
 from clip_embed.cli import main
 from clip_embed.demo import captions, photos
 
@@ -240,8 +240,8 @@ def test_doctor_holds_the_default_model_against_exact(monkeypatch: pytest.Monkey
     assert re.match(r"offline in fp32 on \w+: cosine (0\.99[5-9]\d|1\.0000) to exact", lines["fidelity"])
     assert lines["model"] == "offline (CLIP_EMBED_MODEL)"
     assert {"precision", "formats"} <= lines.keys()
-    monkeypatch.setattr("clip_embed._doctor.MIN_COSINE", 1.1)
-    monkeypatch.setattr("clip_embed._doctor._MAX_GREY", -1)
+    monkeypatch.setattr("clip_embed._cli.doctor.MIN_COSINE", 1.1)
+    monkeypatch.setattr("clip_embed._cli.doctor._MAX_GREY", -1)
     result = run("doctor")
     assert result.exit_code == 1
     assert "!!  pixels" in result.stdout

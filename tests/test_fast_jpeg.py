@@ -16,8 +16,8 @@ from PIL import Image
 
 import clip_embed.demo
 from clip_embed import ClipEmbedder, ImagePolicy, ImageSpec
-from clip_embed._jpeg import _codec
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.jpeg import _codec
+from clip_embed._images.pixels import prepare_pixels
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -47,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
             sizes.append((pixels.shape[1], pixels.shape[0]))
             return pixels
 
-    monkeypatch.setattr("clip_embed._jpeg._codec", lambda: Spy)
+    monkeypatch.setattr("clip_embed._images.jpeg._codec", lambda: Spy)
     return sizes
 
 
@@ -154,7 +154,7 @@ def test_vectors_on_the_trained_tower(
 ) -> None:
     """Cosine of fast to exact at least 0.995; here the smallest is 0.9989, with either codec."""
     if codec == "Pillow":
-        monkeypatch.setattr("clip_embed._jpeg._codec", lambda: None)
+        monkeypatch.setattr("clip_embed._images.jpeg._codec", lambda: None)
     assert smallest_cosine(photos, exact) >= 0.998
 
 
@@ -182,5 +182,5 @@ def test_the_check_rejects_what_is_wrong(
     if wrong in WRONG:
         assert smallest_cosine([WRONG[wrong](file) for file in photos], exact) < 0.995
     else:
-        monkeypatch.setattr("clip_embed._jpeg._MARGIN", 1)
+        monkeypatch.setattr("clip_embed._images.jpeg._MARGIN", 1)
         assert smallest_cosine(photos, exact) < 0.995

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from clip_embed import ClipEmbedder, ImageError, ImagePolicy, ImageSpec
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.pixels import prepare_pixels
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

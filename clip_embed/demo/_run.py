@@ -12,9 +12,9 @@ import click
 import duckdb
 
 from clip_embed import ClipEmbedder
-from clip_embed._gallery import Tile, write_gallery
-from clip_embed._sql import connect
-from clip_embed._table import format_table
+from clip_embed._cli.gallery import Tile, write_gallery
+from clip_embed._cli.sql import connect
+from clip_embed._cli.table import format_table
 from clip_embed.demo import photos
 from clip_embed_duckdb import register
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_embed._device import resolve_device
-from clip_embed._space import space_of
+from clip_embed._engine.device import resolve_device
+from clip_embed._models.space import space_of
 from clip_embed._types import Float32, ImageSpec, UInt8
 from clip_embed.offline import _colour, _colour_words, _heads, _towers, _vectors
 from clip_embed.offline._colour_words import parse_colours

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from clip_embed._space import file_digest
+from clip_embed._models.space import file_digest
 from clip_embed.errors import MissingExtra, ModelUnsupported
 
 EXTRA = "offline"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip_embed._loading import no_progress_bar
+from clip_embed._models.loading import no_progress_bar
 from clip_embed._types import Float32, UInt8
 from clip_embed._warn import warn_caller
 from clip_embed.offline._packages import IMAGE_TOWER_CODE, IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER

@@ -12,7 +12,7 @@ import duckdb
 from duckdb.func import ARROW, SPECIAL
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
-from clip_embed._models import default_model
+from clip_embed._models.opening import default_model
 from clip_embed_duckdb._functions import make_functions
 from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 

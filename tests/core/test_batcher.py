@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImageBatchError, ModelError
-from clip_embed._batcher import Batcher, Halving, is_out_of_memory
-from clip_embed._device import stable_shape, suggest_batch_size
+from clip_embed._engine.batcher import Batcher, Halving, is_out_of_memory
+from clip_embed._engine.device import stable_shape, suggest_batch_size
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]
@@ -278,7 +278,7 @@ def test_a_padded_batch_gives_the_rows_asked_for(
     """On a GPU five images run as eight; five vectors come back, the same."""
     images = [photo(24, 16, seed) for seed in range(5)]
     expected = ClipEmbedder(FakeModel(), batch_size=16).embed_images(images)
-    monkeypatch.setattr("clip_embed._towers.resolve_device", lambda _: "cuda")
+    monkeypatch.setattr("clip_embed._engine.towers.resolve_device", lambda _: "cuda")
     clip = ClipEmbedder(fake, batch_size=16)
     monkeypatch.setattr(clip._towers, "_pad", True)  # as for a model that is given by name
     np.testing.assert_allclose(clip.embed_images(images), expected, atol=1e-6)

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder, EmbeddingCache, _mounts
-from clip_embed._cache_file import CacheFile
-from clip_embed._disk_cache import DiskCache
+from clip_embed import ClipEmbedder, EmbeddingCache
+from clip_embed._cache.disk import DiskCache
+from clip_embed._cache.file import CacheFile
+from clip_embed._cache.memory import mounts as _mounts
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]
@@ -70,7 +71,7 @@ def assert_nothing_wrong(cache: DiskCache | EmbeddingCache, numbers: range, dim:
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from clip_embed._disk_cache import DiskCache
+from clip_embed._cache.disk import DiskCache
 path, first, last, limit = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 cache = DiskCache(path, limit)
 print("ready", flush=True)

@@ -15,7 +15,7 @@ def test_missing_duckdb_names_its_extra(arguments: list[str], monkeypatch: pytes
     """One line says what to install; no traceback."""
     for name in [name for name in sys.modules if name.partition(".")[0] in {"duckdb", "clip_embed_duckdb"}]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("clip_embed.demo._run", "clip_embed._sql"):
+    for name in ("clip_embed.demo._run", "clip_embed._cli.sql"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "duckdb", None)
     result = CliRunner().invoke(main, arguments)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_embed import _cores
-from clip_embed._cores import limit_torch, torch_threads, usable_cores
+from clip_embed._engine import cores as _cores
+from clip_embed._engine.cores import limit_torch, torch_threads, usable_cores
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_embed import ImageError, ImagePolicy, ImageSpec
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.pixels import prepare_pixels
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -29,7 +29,7 @@ WHOLE, HALVED = ImageSpec(16, (16, 16)), ImageSpec(8, (8, 8))
 def _installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test without the extra too."""
     if request.param == "without simplejpeg":
-        monkeypatch.setattr("clip_embed._jpeg._codec", lambda: None)
+        monkeypatch.setattr("clip_embed._images.jpeg._codec", lambda: None)
 
 
 @pytest.fixture(params=KINDS)
@@ -109,6 +109,6 @@ def test_max_pixels_holds_before_anything_is_decoded(jpeg: bytes, monkeypatch: p
     def no_decoding(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("clip_embed._pixels.decode_jpeg", no_decoding)
+    monkeypatch.setattr("clip_embed._images.pixels.decode_jpeg", no_decoding)
     with pytest.raises(ImageError, match="80 × 60 pixels are more than"):
         prepare_pixels(jpeg, jpeg, WHOLE, ImagePolicy(max_pixels=80 * 60 - 1))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip_embed import ImagePolicy, ImageSpec
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.pixels import prepare_pixels
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -41,9 +41,9 @@ SMALL = [(120, 90), (90, 70), (64, 64), (30, 50)]
 def _installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with each set of parts that a machine may have."""
     if request.param == "without simplejpeg":
-        monkeypatch.setattr("clip_embed._jpeg._codec", lambda: None)
+        monkeypatch.setattr("clip_embed._images.jpeg._codec", lambda: None)
     if request.param == "without torch's kernels":
-        monkeypatch.setattr("clip_embed._resize._has_kernels", lambda: False)
+        monkeypatch.setattr("clip_embed._images.resize._has_kernels", lambda: False)
 
 
 def prepared(
@@ -104,7 +104,7 @@ def test_small_jpegs_differ_by_rounding(photo: Photo, encode: Encode) -> None:
 def with_margin_one(file: bytes) -> UInt8:
     """Decode a JPEG just larger than the target, as Pillow's thumbnail() may."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clip_embed._jpeg._MARGIN", 1)
+        patch.setattr("clip_embed._images.jpeg._MARGIN", 1)
         return prepared(file)
 
 

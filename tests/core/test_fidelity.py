@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from clip_embed import ClipEmbedder
-from clip_embed._model_folder import ModelFolder
+from clip_embed._models.model_folder import ModelFolder
 
 Float32 = npt.NDArray[np.float32]
 Wrong = Callable[[Image.Image], Image.Image]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_embed._gallery import Tile, write_gallery
+from clip_embed._cli.gallery import Tile, write_gallery
 
 
 def test_gallery_is_one_file_with_small_thumbnails(tmp_path: Path) -> None:

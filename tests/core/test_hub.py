@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 
-from clip_embed._hub import HubName, RemoteFile, needed, parse_name
-from clip_embed._model_folder import ModelFolder
+from clip_embed._models.hub import HubName, RemoteFile, needed, parse_name
+from clip_embed._models.model_folder import ModelFolder
 
 Client = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -211,7 +211,7 @@ def test_an_older_copy_stays_in_use_until_the_new_one_is_whole(
     weights.write_bytes(weights.read_bytes() + b" ")
     repository.refs["main"] = "b" * 40
     code = "import sys, huggingface_hub.constants as constants; constants.DOWNLOAD_CHUNK_SIZE = 65_536\n"
-    code += "from clip_embed import _hub; _hub.download(_hub.HubName(sys.argv[1]))"
+    code += "from clip_embed._models import hub as _hub; _hub.download(_hub.HubName(sys.argv[1]))"
     kill_in_the_middle(hub, hub_environment, code, "owner/clip")
     done = client(OPEN, "owner/clip", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImageBatchError, ImageError, ImagePolicy
-from clip_embed._images import decode, read_encoded
+from clip_embed._images.source import decode, read_encoded
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clip_embed import ClipEmbedder, ModelError, ModelNotFound
-from clip_embed._device import resolve_device
-from clip_embed._models import DEFAULT_MODEL, default_model
+from clip_embed._engine.device import resolve_device
+from clip_embed._models.opening import DEFAULT_MODEL, default_model
 from clip_embed.testing import FakeModel
 
 

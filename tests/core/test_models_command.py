@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from hub_server import Hub
 
-from clip_embed._catalog import KNOWN_MODELS
-from clip_embed._hub import copy_model
-from clip_embed._model_folder import ModelFolder
-from clip_embed._models_command import models
+from clip_embed._cli.models import models
+from clip_embed._models.catalog import KNOWN_MODELS
+from clip_embed._models.hub import copy_model
+from clip_embed._models.model_folder import ModelFolder
 from clip_embed.cli import main
 
 Client = Callable[..., subprocess.CompletedProcess[str]]

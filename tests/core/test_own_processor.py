@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ModelUnsupported
-from clip_embed._model_folder import ModelFolder
-from clip_embed._pixels import to_pixels
+from clip_embed._images.pixels import to_pixels
+from clip_embed._models.model_folder import ModelFolder
 
 EditJson = Callable[[Path, dict[str, object]], None]
 

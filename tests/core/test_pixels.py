@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from clip_embed import ClipEmbedder, ImageSpec
-from clip_embed._pixels import to_pixels
+from clip_embed._images.pixels import to_pixels
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImageError, ImageFailure, ImagePolicy
-from clip_embed._images import decode, read_encoded
+from clip_embed._images.source import decode, read_encoded
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]
@@ -168,7 +168,7 @@ import io, resource, sys
 import numpy as np
 from PIL import Image
 from clip_embed import ImagePolicy
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.pixels import prepare_pixels
 from clip_embed._types import ImageSpec
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 spec = ImageSpec(224, (224, 224))

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder, ImageSpec, Profile, _profile
+from clip_embed import ClipEmbedder, ImageSpec, Profile
+from clip_embed._engine import profile as _profile
 from clip_embed.testing import FakeModel
 
 UInt8 = npt.NDArray[np.uint8]

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from clip_embed import ClipEmbedder, ImageError, ImagePolicy, ImageSpec
-from clip_embed._formats import FORMATS
-from clip_embed._images import decode, read_encoded
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.formats import FORMATS
+from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.source import decode, read_encoded
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from clip_embed import ClipEmbedder, ModelUnsupported, _precision
-from clip_embed._int8 import RowInt8Linear
-from clip_embed._model_folder import ModelFolder
-from clip_embed._precision import Capabilities, capabilities
+from clip_embed import ClipEmbedder, ModelUnsupported
+from clip_embed._models.int8 import RowInt8Linear
+from clip_embed._models.model_folder import ModelFolder
+from clip_embed._models.opening import precision as _precision
+from clip_embed._models.precision import Capabilities, capabilities
 
 Float32 = npt.NDArray[np.float32]
 EditJson = Callable[[Path, dict[str, object]], None]
@@ -119,7 +120,7 @@ def test_pixels_are_the_reference_bit_for_bit(
     model = embedder.model
     assert isinstance(model, ModelFolder)
     assert (model.image_spec.size, model.image_spec.crop) == ((192, 192), None)
-    from clip_embed._pixels import to_pixels
+    from clip_embed._images.pixels import to_pixels
 
     uint8 = np.stack([to_pixels(image, model.image_spec, (255, 255, 255)) for image in photos])
     np.testing.assert_array_equal(uint8, np.rint((pixels * 0.5 + 0.5) * 255).transpose(0, 2, 3, 1))

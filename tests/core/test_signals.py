@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from clip_embed._signals import Stopped, keeping, orderly_end, plain_interrupts
+from clip_embed._cli.signals import Stopped, keeping, orderly_end, plain_interrupts
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals that can be handled")
 
 BEGIN = """
 import os, signal, sys, time
 from pathlib import Path
-from clip_embed._signals import Stopped, keeping, orderly_end
+from clip_embed._cli.signals import Stopped, keeping, orderly_end
 def hit(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
     time.sleep(0.05)

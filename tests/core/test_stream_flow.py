@@ -114,7 +114,7 @@ def test_a_model_for_several_threads_gets_several_batches_at_once(
 ) -> None:
     """Where a model says that it may, as many batches run side by side as torch has threads."""
     for name in ("torch_threads", "usable_cores"):
-        monkeypatch.setattr(f"clip_embed._towers.{name}", lambda: 3)
+        monkeypatch.setattr(f"clip_embed._engine.towers.{name}", lambda: 3)
     together, number = threading.Barrier(3), count()
 
     class Parallel(FakeModel):

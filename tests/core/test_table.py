@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clip_embed._table import format_cell, format_table
+from clip_embed._cli.table import format_cell, format_table
 
 
 def test_cells_are_short_and_of_one_line() -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder, ImageError, ImageFailure, ImagePolicy, _urls
-from clip_embed._images import read_encoded
+from clip_embed import ClipEmbedder, ImageError, ImageFailure, ImagePolicy
+from clip_embed._images.source import read_encoded
+from clip_embed._images.source import urls as _urls
 from clip_embed.testing import FakeModel
 
 Serve = Callable[[socket.socket, str], None]
@@ -418,8 +419,8 @@ def test_a_certificate_must_be_valid(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_module_is_loaded_only_when_a_url_is_fetched() -> None:
     """Neither the import nor files load it, nor an HTTP client."""
     code = """
-import sys, clip_embed, clip_embed._images
-print(*sys.modules.keys() & {"clip_embed._urls", "http.client", "ssl"})
+import sys, clip_embed, clip_embed._images.source
+print(*sys.modules.keys() & {"clip_embed._images.urls", "http.client", "ssl"})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == ""

@@ -12,7 +12,7 @@ import mutations
 import seeds
 
 from clip_embed import ClipEmbedder, ImageError, ImagePolicy, ImageSpec
-from clip_embed._pixels import prepare_pixels
+from clip_embed._images.pixels import prepare_pixels
 from clip_embed.testing import FakeModel
 
 POLICY = ImagePolicy(max_pixels=2_000_000, max_bytes=2_000_000, max_seconds=3)

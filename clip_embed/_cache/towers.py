@@ -1,0 +1,152 @@
+"""Images and texts on their way to vectors: what the cache knows is neither decoded nor embedded again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_embed._cache.memory import EmbeddingCache
+from clip_embed._cache.recipe import Recipe
+from clip_embed._engine.pipeline import Prepared
+from clip_embed._engine.towers import Towers
+from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.source import read_encoded
+from clip_embed._types import Float32, ImagePolicy, UInt8
+from clip_embed._vectors import has_direction
+from clip_embed.errors import ImageError, ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Under which keys the vector of some content may be found, the own one first."""
+
+    spaces: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, space: str, recipes: Sequence[str]) -> _Names:
+        return cls(tuple(_digest(f"{space}\n{recipe}".encode()) for recipe in recipes))
+
+    def keys(self, content: bytes) -> list[bytes]:
+        return [hashlib.blake2b(content, digest_size=20, key=space).digest() for space in self.spaces]
+
+
+class CachedTowers:
+    """The towers of a model behind a cache, for one policy and recipe. Without a cache all is computed."""
+
+    def __init__(
+        self,
+        towers: Towers,
+        policy: ImagePolicy,
+        recipe: Recipe,
+        cache: EmbeddingCache | None,
+        *,
+        with_torch: bool,
+    ) -> None:
+        self._towers = towers
+        self._policy = policy
+        self._recipe = recipe
+        self._cache = cache
+        self._with_torch = with_torch
+        space = towers.space if cache is not None else ""
+        limits = f"failure max_pixels={policy.max_pixels} max_bytes={policy.max_bytes} {recipe}"
+        self._images = _Names.of(space, recipe.image_sources())
+        self._texts = _Names.of(space, recipe.text_sources())
+        self._failures = _Names.of(space, [limits])
+
+    def prepare(self, source: object) -> Prepared:
+        """Read and decode one image, in a decode thread; content that is known is not decoded."""
+        encoded = read_encoded(source, self._policy)
+        content = _digest(encoded) if encoded is not None and self._cache is not None else b""
+        if content and (known := self._known(content)) is not None:
+            return Prepared(content, None, known)
+        try:
+            pixels = prepare_pixels(
+                source,
+                encoded,
+                self._towers.model.image_spec,
+                self._policy,
+                exact=self._recipe.pixels == "reference",
+                with_torch=self._with_torch,
+            )
+        except ImageError as error:
+            if self._cache is not None and content:
+                self._cache.put_failure(self._failures.keys(content)[0], error)
+            raise
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ModelError(
+                f"the prepare of the model's image_spec gave {pixels.dtype} {pixels.shape}, "
+                "not uint8 (height, width, 3)"
+            )
+        return Prepared(content, np.ascontiguousarray(pixels))
+
+    def forward(self, batch: Sequence[Prepared], alone: bool) -> list[Float32 | ImageError]:
+        """Embed one batch of decoded images: a unit vector (d,) each, or why there is none.
+
+        Equal content is embedded once, also where it became known while this batch waited.
+        """
+        outcomes: dict[bytes | int, Float32 | ImageError] = {}
+        new: dict[bytes | int, UInt8] = {}
+        names = [prepared.content or place for place, prepared in enumerate(batch)]
+        for name, prepared in zip(names, batch, strict=True):
+            known = self._known(name) if isinstance(name, bytes) else None
+            if known is not None:
+                outcomes[name] = known
+            elif prepared.pixels is not None:
+                new.setdefault(name, prepared.pixels)
+        vectors = self._towers.embed_images(list(new.values()), alone=alone) if new else []
+        for name, vector in zip(new, vectors, strict=True):
+            if isinstance(vector, MemoryError):
+                reason = f"the model ran out of memory on it alone: {vector}"
+                outcomes[name] = ImageError(reason, retryable=True)
+            elif not has_direction(vector):
+                outcomes[name] = ImageError("the model gave no finite vector for it")
+            else:
+                outcomes[name] = vector
+                if self._cache is not None and isinstance(name, bytes):
+                    self._cache.put(self._images.keys(name)[0], vector)
+        return [outcomes[name] for name in names]
+
+    def embed_texts(self, texts: Sequence[str]) -> list[Float32]:
+        """Return a unit vector (d,) for each text, in order; ModelError where there is none."""
+        known: dict[str, Float32] = {}
+        keys = {text: self._texts.keys(_digest(text.encode("utf-8", "surrogatepass"))) for text in texts}
+        if self._cache is not None:
+            found = ((text, self._cache.get(names)) for text, names in keys.items())
+            known = {text: vector for text, vector in found if vector is not None}
+        missing = [text for text in keys if text not in known]
+        outcomes = self._towers.embed_texts([_well_formed(text) for text in missing]) if missing else []
+        for text, vector in zip(missing, outcomes, strict=True):
+            if isinstance(vector, MemoryError):
+                raise ModelError(f"the model ran out of memory on the text {text[:60]!r} alone: {vector}")
+            if not has_direction(vector):
+                raise ModelError(f"the model gave no finite vector for the text {text[:60]!r}")
+            known[text] = vector
+            if self._cache is not None:
+                self._cache.put(keys[text][0], vector)
+        self.finish()
+        return [known[text] for text in texts]
+
+    def finish(self) -> None:
+        """Let what was computed reach the disk."""
+        if self._cache is not None:
+            self._cache.commit()
+
+    def _known(self, content: bytes) -> Float32 | None:
+        """Return the vector of an image, None where it is not known. Raises the ImageError that is known."""
+        if self._cache is None:
+            return None
+        if (failure := self._cache.get_failure(self._failures.keys(content)[0])) is not None:
+            raise ImageError(str(failure))
+        return self._cache.get(self._images.keys(content))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _well_formed(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,1 @@
+"""From pixels to vectors at the machine's speed: pipe, batches, threads, forks."""

@@ -1,0 +1,275 @@
+"""The pipe from images to vectors: reading, decoding, the forward pass and the caller overlap.
+
+The thread that iterates reads the input and decides what happens next. Threads of a pool read
+files, decode and run the model; the model also works while the caller deals with a batch. They
+share no state: each gets its work as a future, whose result comes back through one queue.
+
+A model that may be called by several threads at once runs in the pool, one core for each batch:
+one pool with a thread for each core does all the work, so no core is idle and none is fought over.
+(Threads of torch that wait for each other spin: with other work on the cores that took 4 times
+the CPU time.) Any other model has a thread to itself beside the pool, and torch's own threads.
+
+Batches form in the order in which images become ready, and the input's order is restored on the
+vectors, which are small: one slow image does not hold the others up. What is under way is bounded
+in number and in bytes, so memory does not grow with the input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self, TypeAlias, TypeGuard, TypeVar, cast
+
+import numpy as np
+from PIL import Image
+
+from clip_embed._engine.cores import limit_torch, usable_cores
+from clip_embed._engine.pool import Pool
+from clip_embed._images.source import describe
+from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
+from clip_embed.errors import ImageError, ModelForked
+
+T = TypeVar("T")
+
+_MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
+_MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One decoded image: its pixels, or the vector (d,) where it is known already."""
+
+    content: bytes
+    """Digest of what the vector depends on."""
+    pixels: UInt8 | None
+    vector: Float32 | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds until it is embedded."""
+        return 0 if self.pixels is None else self.pixels.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    index: int
+    key: object
+    name: str
+    size: int
+    """Bytes that the image keeps in memory until it is decoded."""
+
+
+_Batch: TypeAlias = list[tuple[_Item, Prepared]]
+
+
+class ImageStream(Iterator[EmbeddedBatch]):
+    """Iterator of `EmbeddedBatch` in input order; closing it leaves no thread behind.
+
+    Use it as a context manager where the loop may be left early.
+    """
+
+    def __init__(
+        self,
+        images: Iterable[object],
+        *,
+        prepare: Callable[[object], Prepared],
+        forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
+        finish: Callable[[], None] | None = None,
+        streams: int,
+        dim: int,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self._source = enumerate(images)
+        self._prepare = prepare
+        self._forward = forward
+        self._finish_up = finish
+        self._dim = dim
+        self._batch_size = batch_size
+        self._workers = workers
+        self._streams = streams
+        self._max_forwards = streams + 1  # one more follows while the caller is busy
+        self._window = (self._max_forwards + 1) * batch_size + 2 * workers
+        self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._preparing = 0
+        self._ready: _Batch = []
+        self._forwards = 0
+        self._alone = True  # no batch has been sent to another thread
+        self._done: dict[int, tuple[_Item, Float32 | ImageError]] = {}
+        self._under_way = 0  # images read, but not done
+        self._held_bytes = 0
+        self._emitted = 0
+        self._exhausted = False
+        self._process: int | None = None  # in which the threads are
+        self._batches = self._run()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> EmbeddedBatch:
+        if self._process not in (None, os.getpid()):
+            raise ModelForked("this stream was begun before a fork: its threads are in the parent process")
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading the input and wait for the threads to end; idempotent."""
+        self._batches.close()
+
+    def _run(self) -> Generator[EmbeddedBatch]:
+        with ExitStack() as threads:
+            if self._finish_up:
+                threads.callback(self._finish_up)  # after the last thread
+            self._process = os.getpid()
+            pool = runner = _open_pool(threads, self._workers, torch_threads=1)
+            if self._streams == 1:
+                runner = _open_pool(threads, 1, torch_threads=usable_cores())
+            while True:
+                self._read(pool)
+                self._launch(runner)
+                if len(self._done) >= self._batch_size and (batch := self._take()):
+                    yield batch
+                elif self._under_way:
+                    self._finished.get()()
+                else:
+                    break
+            if batch := self._take():
+                yield batch
+
+    def _read(self, pool: Pool) -> None:
+        """Hand images to the decode threads until enough are under way."""
+        while (
+            not self._exhausted
+            and self._under_way < self._window
+            and len(self._done) < max(_MAX_WAITING_VECTORS, self._window)
+            and self._held_bytes < _MAX_HELD_BYTES
+        ):
+            entry = next(self._source, None)
+            if entry is None:
+                self._exhausted = True
+                return
+            index, value = entry
+            key, source = value if _is_keyed(value) else (None, value)
+            item = _Item(index, key, describe(source), _size(source))
+            self._under_way += 1
+            self._preparing += 1
+            self._held_bytes += item.size
+            self._submit(pool, partial(self._prepare, source), partial(self._prepared, item))
+
+    def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
+        """Do the work in the pool, and then the rest in the thread that iterates."""
+        finished = self._finished
+        pool.submit(work, lambda done: finished.put(partial(then, done)))
+
+    def _prepared(self, item: _Item, done: Future[Prepared]) -> None:
+        """Put one decoded image where it belongs."""
+        self._preparing -= 1
+        self._held_bytes -= item.size
+        try:
+            prepared = done.result()
+        except ImageError as error:
+            # A fresh error: the traceback of this one keeps the encoded image alive.
+            self._finish(item, ImageError(str(error), retryable=error.retryable))
+            return
+        if prepared.vector is not None:
+            self._finish(item, prepared.vector)
+        else:
+            self._held_bytes += prepared.size
+            self._ready.append((item, prepared))
+
+    def _launch(self, runner: Pool) -> None:
+        """Send batches to the model, in the order in which their images became ready."""
+        size = self._images_per_pass()
+        while (
+            self._ready
+            and self._forwards < self._max_forwards
+            and (len(self._ready) >= self._batch_size or not self._preparing)
+        ):
+            batch, self._ready = self._ready[:size], self._ready[size:]
+            work = partial(self._forward, [prepared for _, prepared in batch])
+            if self._alone and self._exhausted and self._under_way == len(batch):
+                self._embedded(batch, work(True))  # nothing to overlap with: here, with all cores
+                return
+            self._alone = False
+            self._forwards += 1
+            self._submit(runner, partial(work, False), partial(self._returned, batch))
+
+    def _images_per_pass(self) -> int:
+        """Return how many images run at once: fewer at the end, so that all cores end together."""
+        if self._streams == 1 or self._preparing or not self._exhausted:
+            return self._batch_size
+        return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
+
+    def _returned(self, batch: _Batch, done: Future[list[Float32 | ImageError]]) -> None:
+        """Note the outcome of a batch. Raises what the model raised."""
+        self._forwards -= 1
+        self._embedded(batch, done.result())
+
+    def _embedded(self, batch: _Batch, outcomes: list[Float32 | ImageError]) -> None:
+        for (item, prepared), outcome in zip(batch, outcomes, strict=True):
+            self._held_bytes -= prepared.size
+            self._finish(item, outcome)
+
+    def _finish(self, item: _Item, outcome: Float32 | ImageError) -> None:
+        self._under_way -= 1
+        self._done[item.index] = (item, outcome)
+
+    def _take(self) -> EmbeddedBatch | None:
+        """Take what is finished and next in order; None where the next image is still under way."""
+        rows: list[tuple[_Item, Float32]] = []
+        failures: list[ImageFailure] = []
+        while (entry := self._done.pop(self._emitted, None)) is not None:
+            item, outcome = entry
+            self._emitted += 1
+            if isinstance(outcome, ImageError):
+                failures.append(
+                    ImageFailure(item.index, item.name, str(outcome), outcome.retryable, item.key)
+                )
+            else:
+                rows.append((item, outcome))
+        if not rows and not failures:
+            return None
+        return EmbeddedBatch(
+            indices=np.array([item.index for item, _ in rows], np.int64),
+            vectors=np.stack([vector for _, vector in rows])
+            if rows
+            else np.empty((0, self._dim), np.float32),
+            failures=tuple(failures),
+            keys=tuple(item.key for item, _ in rows),
+        )
+
+
+def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> Pool:
+    """Return a pool that ends with the stack; what nobody has begun by then is dropped."""
+    pool = Pool(size, partial(limit_torch, torch_threads))
+    stack.callback(pool.close)
+    return pool
+
+
+def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:
+    """Whether an item of the input is a (key, image) pair."""
+    return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2
+
+
+def _size(source: object) -> int:
+    """Bytes in memory of an image that is handed in by value."""
+    if isinstance(source, Mapping):
+        source = cast("Mapping[str, object]", source).get("bytes")
+    if isinstance(source, Image.Image):
+        return source.width * source.height * len(source.getbands())
+    if isinstance(source, np.ndarray):
+        return cast("UInt8", source).nbytes
+    return len(source) if isinstance(source, bytes) else 0

@@ -1,0 +1,1 @@
+"""From anything that names an image to the pixels that a model takes."""

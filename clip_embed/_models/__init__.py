@@ -1,0 +1,1 @@
+"""Finding, opening and loading models, and what they compute in."""

@@ -1,0 +1,179 @@
+"""The two towers of a model in a local folder, loaded by transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from clip_embed._engine.device import resolve_device
+from clip_embed._models.families import as_trained, family_of
+from clip_embed._models.folder import (
+    pad_token,
+    read_object,
+    stated,
+    tokenizer_facts,
+    tower_folder,
+    weight_files,
+)
+from clip_embed._models.loading import load_tokenizer, load_towers
+from clip_embed._models.precision import FULL, resolve
+from clip_embed._models.processor import read_processor
+from clip_embed._models.space import checkpoint_digest, space_of
+from clip_embed._types import Float32, UInt8
+from clip_embed._warn import warn_caller
+
+if TYPE_CHECKING:
+    import torch
+
+_TEXT_BATCH_SIZE = 256
+
+
+class ModelFolder:
+    """A `Model`: CLIP's or SigLIP's two towers from a transformers or sentence-transformers folder.
+
+    The constructor reads the configuration, `space` hashes the weights, `load` loads them.
+    In "int8" only the image tower is int8; texts, of which there are few, stay in float32.
+    Raises ModelUnsupported where the folder is not one of such a model.
+    """
+
+    parallel = True  # `embed_images` may be called by several threads at once
+
+    def __init__(self, folder: Path, device: str = "cpu", precision: str = "fp32") -> None:
+        self._device = device
+        self._asked_precision = precision
+        self._tower = tower_folder(folder)
+        config = read_object(self._tower / "config.json")
+        self._family = family_of(config, folder)
+        self._texts = stated(config.get("text_config") or {}, self._family.text)
+        self._images = stated(config.get("vision_config") or {}, self._family.image)
+        self._processor = read_processor(
+            self._tower, self._images["image_size"], folder, self._family.processor
+        )
+        self._weights = weight_files(self._tower)
+        self._text_form, self._as_trained = as_trained(self._family, self._tower)
+        self.image_spec = self._processor.spec
+        self.dim = self._family.dim(config, folder)
+
+    @property
+    def space(self) -> str:
+        """Digest of weights, tower flags, preprocessing and tokenizer."""
+        return self._space
+
+    @cached_property
+    def _space(self) -> str:
+        facts: dict[str, object] = {
+            "text": self._texts,
+            "image": self._images,
+            "pixels": self._processor.facts,
+            "tokenizer": tokenizer_facts(self._tower),
+        }
+        if self._family.padded:
+            facts["padded"] = [self._text_form, pad_token(self._tower)]
+        return space_of(self._family.name, checkpoint_digest(self._weights), self.dim, facts)
+
+    @cached_property
+    def precision(self) -> str:
+        """What the forward pass computes in, "auto" resolved; ValueError where the device has it not."""
+        return resolve(self._asked_precision, resolve_device(self._device)).name
+
+    @property
+    def logit_scale(self) -> float:
+        """What training multiplied cosine similarities by; loads the weights."""
+        return float(self._towers.logit_scale.exp())
+
+    def load(self) -> None:
+        """Load the weights; idempotent. Raises ModelError where int8 moves this model's vectors too far."""
+        _ = self._towers
+
+    @cached_property
+    def _towers(self) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel, imported late
+        import torch
+
+        device, precision = resolve_device(self._device), self.precision
+        self._processor.check()
+        self._tokenizer = load_tokenizer(self._tower)
+        self._text_length = min(
+            int(self._tokenizer.model_max_length), int(self._texts["max_position_embeddings"])
+        )
+        self._place = torch.device(device)
+        scaling = self._processor.scaling
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+            for values in (scaling.mean or [0, 0, 0], scaling.std or [1, 1, 1])
+        )
+        towers = load_towers(self._tower, device)
+        if precision == "int8":
+            from clip_embed._models.int8 import photo_like, use_int8
+
+            edge = self._images["image_size"]
+            use_int8(towers, self._normalised(photo_like((edge, edge))))
+        elif precision not in FULL:
+            from clip_embed._models.low_precision import use_dtype
+
+            use_dtype(towers, precision)
+        return towers
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """uint8 (n, height, width, 3) RGB -> float32 (n, dim), in order, not normalised."""
+        import torch
+
+        towers = self._towers
+        with torch.inference_mode():
+            return _to_numpy(towers.get_image_features(pixel_values=self._normalised(pixels)))
+
+    def _normalised(self, pixels: UInt8) -> torch.Tensor:
+        """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), on the device, normalised."""
+        import torch
+
+        batch = torch.as_tensor(pixels).to(self._place).permute(0, 3, 1, 2).to(torch.float32)
+        scaling = self._processor.scaling
+        if scaling.factor is not None:
+            batch *= scaling.factor
+        return batch if scaling.mean is None else (batch - self._mean) / self._std
+
+    def embed_texts(self, texts: Sequence[str], /) -> Float32:
+        """m texts -> float32 (m, dim), in order, not normalised; warns once if any had to be cut."""
+        import torch
+
+        _ = self._towers
+        self._warn_of_cuts(texts)
+        with torch.inference_mode():
+            starts = range(0, len(texts), _TEXT_BATCH_SIZE)
+            return np.concatenate(
+                [self._embed_text_batch(texts[at : at + _TEXT_BATCH_SIZE]) for at in starts]
+            )
+
+    def _embed_text_batch(self, texts: Sequence[str]) -> Float32:
+        padded = self._family.padded
+        tokens = self._tokenizer(
+            [self._as_trained(text) for text in texts],
+            padding="max_length" if padded else True,
+            truncation=True,
+            max_length=self._text_length,
+            return_tensors="pt",
+        ).to(self._place)
+        mask = None if padded else tokens["attention_mask"]
+        return _to_numpy(self._towers.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask))
+
+    def _warn_of_cuts(self, texts: Sequence[str]) -> None:
+        """Warn of texts that are longer than the text tower reads."""
+        # A token is at least one byte, two are start and end; lower case may take more bytes.
+        suspects = [text for text in texts if 2 * len(text.encode()) > self._text_length - 2]
+        if not suspects:
+            return
+        rows = self._tokenizer([self._as_trained(text) for text in suspects], verbose=False)["input_ids"]
+        cut = [text for text, row in zip(suspects, rows, strict=True) if len(row) > self._text_length]
+        if cut:
+            warn_caller(
+                f"{len(cut)} of {len(texts)} texts are longer than the {self._text_length} tokens that the "
+                f"model reads and were cut there, the first: {cut[0][:60]!r}…"
+            )
+
+
+def _to_numpy(output: Any) -> Float32:  # noqa: ANN401 - a tensor, or an output that holds one
+    tensor = cast("torch.Tensor", getattr(output, "pooler_output", output))
+    return np.asarray(tensor.float().cpu().numpy(), np.float32)
