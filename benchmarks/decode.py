@@ -30,9 +30,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from clip_embed import ImagePolicy, ImageSpec
+from clip_embed._images import jpeg as _jpeg
 from clip_embed._images.pixels import prepare_pixels
 from clip_embed._images.resize import _has_kernels
-from clip_embed._images.source import jpeg as _jpeg
 
 SPEC, POLICY = ImageSpec(224, (224, 224)), ImagePolicy()
 SETS = {"640 × 480": ((640, 480), 85, 8, 5), "12 megapixels": ((4000, 3000), 85, 2, 1)}

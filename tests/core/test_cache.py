@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder, EmbeddingCache, ImageBatchError, ImagePolicy
+from clip_embed._cache import disk as _disk_cache
 from clip_embed._cache.disk import DiskCache
-from clip_embed._cache.memory import disk as _disk_cache
 from clip_embed._cache.recipe import Recipe
 from clip_embed.testing import FakeModel
 

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder, EmbeddingCache
+from clip_embed._cache import mounts as _mounts
 from clip_embed._cache.disk import DiskCache
 from clip_embed._cache.file import CacheFile
-from clip_embed._cache.memory import mounts as _mounts
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clip_embed import ClipEmbedder, Model, ModelUnsupported
+from clip_embed._models import space as space_module
 from clip_embed._models.model_folder import ModelFolder
-from clip_embed._models.opening import space as space_module
 
 Photo = Callable[..., Image.Image]
 EditJson = Callable[[Path, dict[str, object]], None]

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 
 from clip_embed import ClipEmbedder, ModelError
+from clip_embed._models import int8 as _int8
+from clip_embed._models import precision as _precision
 from clip_embed._models.int8 import RowInt8Linear, photo_like, use_int8
 from clip_embed._models.low_precision import fold_quick_gelu
 from clip_embed._models.model_folder import ModelFolder
-from clip_embed._models.opening import int8 as _int8
-from clip_embed._models.opening import precision as _precision
 from clip_embed._models.precision import PRECISIONS, Capabilities, capabilities, resolve
 from clip_embed.testing import FakeModel
 

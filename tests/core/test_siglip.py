@@ -19,9 +19,9 @@ import torch
 from PIL import Image, ImageOps
 
 from clip_embed import ClipEmbedder, ModelUnsupported
+from clip_embed._models import precision as _precision
 from clip_embed._models.int8 import RowInt8Linear
 from clip_embed._models.model_folder import ModelFolder
-from clip_embed._models.opening import precision as _precision
 from clip_embed._models.precision import Capabilities, capabilities
 
 Float32 = npt.NDArray[np.float32]

@@ -16,8 +16,8 @@ from clip_embed import (
     ClipEmbedder,
     ImageError,
     ImageSpec,
-    _pipeline,
 )
+from clip_embed._engine import pipeline as _pipeline
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]

@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImageError, ImageFailure, ImagePolicy
+from clip_embed._images import urls as _urls
 from clip_embed._images.source import read_encoded
-from clip_embed._images.source import urls as _urls
 from clip_embed.testing import FakeModel
 
 Serve = Callable[[socket.socket, str], None]
