@@ -121,7 +121,12 @@ class Towers:
                     load()
                 self._loaded = True
                 seconds = time.perf_counter() - started
-                logger.info("loaded %s on %s in %.1f s", type(self.model).__name__, self.device, seconds)
+                logger.info(
+                    "loaded %s on device %s in %.1f s",
+                    type(self.model).__name__,
+                    self._wanted_device,
+                    seconds,
+                )
             finally:
                 if not self._loaded:
                     self._pid = None
