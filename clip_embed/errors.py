@@ -9,7 +9,7 @@
     ├── ModelError           the model cannot be used
     │   ├── ModelNotFound    no such folder, or the hub cannot be reached
     │   ├── ModelUnsupported the folder is there, but holds no image-and-text model we can load
-    │   └── ModelForked      the process was forked after the model was loaded
+    │   └── ModelForked      the process was forked after a model was loaded or used
     └── MissingExtra         an optional library is not installed; the message names the extra
 
 A wrong call (an unknown option, one image where a list is wanted) raises the built-in
@@ -89,7 +89,7 @@ class ModelUnsupported(ModelError):
 
 
 class ModelForked(ModelError):
-    """The process was forked after the model was loaded; load it in the child instead."""
+    """The process was forked after a model was loaded or used; fork before that, or spawn."""
 
 
 class MissingExtra(ClipEmbedError, ImportError):

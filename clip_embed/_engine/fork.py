@@ -2,7 +2,9 @@
 
 A lock that another thread held stays locked for ever, so whoever has locks makes them anew in the child.
 What must not be in use during a fork (SQLite, whose own locks cannot be renewed) is put down before it.
-Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not.
+Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not. Where a
+model has computed before the fork, not even that helps: the allocator of MKL, which is part of torch, keeps
+lists by thread and may search them for ever. Such a child is told.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ _resting: dict[int, list[Rested]] = {}  # by the threads that are forking
 _loading: list[int] = []  # the threads that are importing or loading
 _torch_is_inherited = False
 _is_torn = False
+_computed = False  # a model, by torch, in this process
+_is_spent = False
 
 
 def outlive_forks(thing: Forkable) -> None:
@@ -86,6 +90,17 @@ def torch_is_inherited() -> bool:
     return _torch_is_inherited
 
 
+def computing() -> None:
+    """Note that a model computes in this process."""
+    global _computed
+    _computed = _computed or "torch" in sys.modules
+
+
+def is_spent() -> bool:
+    """Whether this process was forked from one in which a model had computed by torch."""
+    return _is_spent
+
+
 def is_torn() -> bool:
     """Whether this process was forked while another thread was importing or loading."""
     return _is_torn
@@ -105,7 +120,8 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    global _torch_is_inherited, _is_torn
+    global _torch_is_inherited, _is_torn, _is_spent
+    _is_spent = _is_spent or _computed
     _torch_is_inherited = "torch" in sys.modules
     _is_torn = _is_torn or any(thread != threading.get_ident() for thread in _loading)
     _resting.clear()

@@ -15,7 +15,7 @@ import numpy as np
 from clip_embed._engine.batcher import Batcher, Halving, Outcome
 from clip_embed._engine.cores import limit_torch, torch_threads, usable_cores
 from clip_embed._engine.device import resolve_device, stable_shape, suggest_batch_size
-from clip_embed._engine.fork import is_torn, loading, outlive_forks, torch_is_inherited
+from clip_embed._engine.fork import computing, is_spent, is_torn, loading, outlive_forks, torch_is_inherited
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ModelError, ModelForked
@@ -135,8 +135,13 @@ class Towers:
         """Refuse to use what a fork has left half done; let torch use one thread where its pool is gone."""
         if self._pid not in (None, os.getpid()):
             raise ModelForked(
-                "this process was forked after the model was loaded: make a ClipEmbedder in the child, "
-                'or start workers with the "spawn" method'
+                "this process was forked after the model was loaded: fork before that, or start workers with "
+                'the "spawn" method'
+            )
+        if is_spent():
+            raise ModelForked(
+                "this process was forked after a model was used, and torch may hang in it: fork before the "
+                'first use, or start workers with the "spawn" method'
             )
         if is_torn():
             raise ModelForked(
@@ -169,6 +174,7 @@ class Towers:
         self.check_process()
         if not self._loaded:
             self.load()
+        computing()
 
     def _embed_pixels(self, rows: Sequence[UInt8]) -> Float32:
         if len(shapes := {image.shape for image in rows}) > 1:

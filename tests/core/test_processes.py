@@ -74,14 +74,12 @@ def run(code: str, *arguments: object, timeout: float = TIMEOUT) -> subprocess.C
 AFTER_USE = """
 images = [png(n) for n in range(20)]
 clip = ClipEmbedder(sys.argv[1], device="cpu", cache=None)
-expected = clip.embed_images(images), clip.embed_texts(["a red car"])
+clip.embed_images(images)
 
 def child():
     assert refused(lambda: clip.embed_images(images), lambda: clip.embed_texts(["red"]), clip.load)
     fresh = ClipEmbedder(sys.argv[1], device="cpu", cache=None)
-    np.testing.assert_allclose(fresh.embed_images(images), expected[0], atol=1e-5)
-    np.testing.assert_allclose(fresh.embed_images(images[:3]), expected[0][:3], atol=1e-5)
-    np.testing.assert_allclose(fresh.embed_texts(["a red car"]), expected[1], atol=1e-5)
+    assert refused(lambda: fresh.embed_images(images), lambda: fresh.embed_texts(["red"]), fresh.load)
 
 print([forked(child) for _ in range(2)], clip.embed_images(images[:1]).shape)
 """
@@ -89,7 +87,7 @@ print([forked(child) for _ in range(2)], clip.embed_images(images[:1]).shape)
 
 @needs_fork
 def test_a_fork_after_use(clip_folder: Path) -> None:
-    """A loaded model is refused in the child; one made there works, though torch's threads are gone."""
+    """In the child a loaded model is refused, and so is one made there: torch would hang now and then."""
     assert run(AFTER_USE, clip_folder).stdout == "[0, 0] (1, 48)\n"
 
 
