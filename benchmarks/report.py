@@ -168,7 +168,7 @@ def _panel(outcome: dict[str, Any], top: int) -> tuple[list[str], int]:
     longest = max((row["images_per_s"] for row in rows.values()), default=1)
     for name, row in rows.items():
         ours = name.startswith("clip-embed")
-        length = max(2, (WIDTH - LEFT - 250) * row["images_per_s"] / longest)
+        length = max(2, (WIDTH - LEFT - 290) * row["images_per_s"] / longest)
         fill = OURS if ours else THEIRS
         parts.append(_text(LEFT - 10, y + 16, name, 13, weight="600" if ours else "400", anchor="end"))
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" rx="3" fill="{fill}"/>')
