@@ -2,18 +2,20 @@
 
 A lock that another thread held stays locked for ever, so whoever has locks makes them anew in the child.
 What must not be in use during a fork (SQLite, whose own locks cannot be renewed) is put down before it.
-Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not. Where a
-model has computed before the fork, not even that helps: the allocator of MKL, which is part of torch, keeps
+Torch's thread pool is gone as well, and an operation that uses it hangs: with one thread it does not. Where
+torch has computed before the fork, not even that helps: the allocator of MKL, which is part of it, keeps
 lists by thread and may search them for ever. Such a child is told.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 from weakref import ReferenceType, ref
 
@@ -44,7 +46,7 @@ _resting: dict[int, list[Rested]] = {}  # by the threads that are forking
 _loading: list[int] = []  # the threads that are importing or loading
 _torch_is_inherited = False
 _is_torn = False
-_computed = False  # a model, by torch, in this process
+_computed = False  # by torch, in this process: a model, or whoever else
 _is_spent = False
 
 
@@ -97,7 +99,7 @@ def computing() -> None:
 
 
 def is_spent() -> bool:
-    """Whether this process was forked from one in which a model had computed by torch."""
+    """Whether this process was forked from one in which torch had computed."""
     return _is_spent
 
 
@@ -106,7 +108,21 @@ def is_torn() -> bool:
     return _is_torn
 
 
+def _mkl_holds_memory() -> bool:
+    """Whether anybody has computed by MKL in this process, also without us."""
+    if (file := getattr(sys.modules.get("torch"), "__file__", None)) is None:
+        return False
+    try:
+        held = ctypes.CDLL(str(Path(file).with_name("lib") / "libtorch_cpu.so")).mkl_serv_mem_stat
+    except (OSError, AttributeError):  # another system, or a torch without MKL
+        return False
+    held.restype = ctypes.c_longlong
+    return held(ctypes.byref(ctypes.c_int())) > 0
+
+
 def _before_fork() -> None:
+    global _computed
+    _computed = _computed or _mkl_holds_memory()
     resting = _resting[threading.get_ident()] = []
     for thing in _alive():
         if isinstance(thing, Rested):

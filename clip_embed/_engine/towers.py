@@ -140,8 +140,8 @@ class Towers:
             )
         if is_spent():
             raise ModelForked(
-                "this process was forked after a model was used, and torch may hang in it: fork before the "
-                'first use, or start workers with the "spawn" method'
+                "this process was forked after torch had computed, and may hang in it: fork before the "
+                'first use of torch, or start workers with the "spawn" method'
             )
         if is_torn():
             raise ModelForked(
