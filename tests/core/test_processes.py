@@ -97,7 +97,7 @@ torch.set_num_threads(2)
 if sys.argv[2] == "computed":
     (torch.randn(2000, 2000) @ torch.randn(2000, 2000)).sum()
 clip = ClipEmbedder(sys.argv[1], device="cpu", cache=None)
-print(clip.dim, bool(clip.space), clip.recipe.split()[1])
+print(clip.dim, bool(clip.space), clip.recipe.split()[1], flush=True)  # else each child says it again
 images = [png(n) for n in range(20)]
 big = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
 
