@@ -287,6 +287,8 @@ print(before == [signal.getsignal(number) for number in sorted(signal.valid_sign
 
 
 ENDLESS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 cache = EmbeddingCache(sys.argv[2])
 model = FakeModel() if sys.argv[1] == "fake" else sys.argv[1]
 clip = ClipEmbedder(model, device="cpu", batch_size=4, cache=cache)
