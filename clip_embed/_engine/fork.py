@@ -117,7 +117,7 @@ def _mkl_holds_memory() -> bool:
     except (OSError, AttributeError):  # another system, or a torch without MKL
         return False
     held.restype = ctypes.c_longlong
-    return held(ctypes.byref(ctypes.c_int())) > 0
+    return bool(held(ctypes.byref(ctypes.c_int())) > 0)
 
 
 def _before_fork() -> None:
