@@ -212,19 +212,23 @@ class Profiler:
             raise ValueError("there are no images to measure with")
         watch = _Stopwatch()
         kept: list[UInt8] = []
-        self._warm_up()
+        idle = _Stopwatch()
+        towers = self._towers(self.model)
+        # A first batch prepares what would else be prepared while it is measured.
+        first = sources[: self.batch_size]
+        self._time(first, self._prepare(idle, []), self._forward(towers, idle), towers.streams)
         towers = self._towers(_TimedModel(self.model, watch))
         forward, busy = self._forward(towers, watch), time.thread_time()
         seconds, failed = self._time(sources, self._prepare(watch, kept), forward, towers.streams)
         watch.add("hand-over", max(0.0, time.thread_time() - busy - watch.own()))
         nothing: Float32 = np.zeros(self.model.dim, np.float32)
         decoding, _ = self._time(
-            sources, self._prepare(_Stopwatch(), []), lambda batch, _: [nothing] * len(batch), towers.streams
+            sources, self._prepare(idle, []), lambda batch, _: [nothing] * len(batch), towers.streams
         )
         forwarding, count = 0.0, len(sources) - failed
         if kept:
             again = islice(cycle(kept), count)
-            forwarding, _ = self._time(again, _decoded, self._forward(towers, _Stopwatch()), towers.streams)
+            forwarding, _ = self._time(again, _decoded, self._forward(towers, idle), towers.streams)
         return Profile(
             images=len(sources),
             failed=failed,
@@ -240,13 +244,6 @@ class Profiler:
 
     def _towers(self, model: Model) -> Towers:
         return Towers(lambda: model, device=self.device, batch_size=self.batch_size, pad=self.pad)
-
-    def _warm_up(self) -> None:
-        """Run one batch, so that nothing is prepared for the first time while it is measured."""
-        spec = self.model.image_spec
-        edge = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
-        height, width = spec.crop or edge
-        self.model.embed_images(np.zeros((self.batch_size, height, width, 3), np.uint8))
 
     def _prepare(self, watch: _Stopwatch, kept: list[UInt8]) -> Callable[[object], Prepared]:
         spec, policy, exact = self.model.image_spec, self.policy, self.precision == "exact"

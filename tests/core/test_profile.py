@@ -111,6 +111,24 @@ def test_only_failures(files: list[Path]) -> None:
     assert profile.ceiling == profile.decode_alone
 
 
+def test_a_preprocessing_of_another_shape(files: list[Path]) -> None:
+    """A model's own `prepare` may give a shape that its spec does not say: nothing else is put into it."""
+    shapes: set[tuple[int, ...]] = set()
+
+    class Wide(FakeModel):
+        """Takes 4 × 16 pixels, whatever its size."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Remember the shape."""
+            shapes.add(pixels.shape[1:])
+            return super().embed_images(pixels.reshape(len(pixels), 8, 8, 3))
+
+    model = Wide(size=8)
+    model.image_spec = ImageSpec(8, prepare=lambda image: np.asarray(image.resize((16, 4))))
+    assert ClipEmbedder(model).profile(files).failed == 0
+    assert shapes == {(4, 16, 3)}
+
+
 def test_no_images() -> None:
     """There is nothing to say about nothing."""
     with pytest.raises(ValueError, match="no images to measure with"):
