@@ -31,8 +31,8 @@ from clip_embed._models.opening import (
 from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
-from clip_embed._vectors import unit_rows
-from clip_embed.errors import ImageBatchError, SpaceMismatch
+from clip_embed._vectors import given_vectors
+from clip_embed.errors import ImageBatchError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -225,8 +225,8 @@ class ClipEmbedder:
         A 2-D float array in either place is taken as vectors that are embedded already; raises
         SpaceMismatch where their dimension is not `dim`, ImageBatchError as `embed_images`.
         """
-        left = self._as_vectors(images)
-        right = self._as_vectors(texts)
+        left = given_vectors(images, self.dim)
+        right = given_vectors(texts, self.dim)
         rows = self.embed_images(cast("Images", images)) if left is None else left
         columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
         return rows @ columns.T
@@ -256,20 +256,6 @@ class ClipEmbedder:
             probe = np.concatenate([self.embed_images(probe_images()), self.embed_texts(probe_texts())])
             self._stamp = Stamp(self.space, self.recipe, probe)
         return self._stamp
-
-    def _as_vectors(self, values: object) -> Float32 | None:
-        """Return a 2-D float array as float32 rows of unit length, anything else as None."""
-        if not isinstance(values, np.ndarray):
-            return None
-        array = cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", values)
-        if array.ndim != 2 or array.dtype.kind != "f":
-            return None
-        if array.shape[1] != self.dim:
-            raise SpaceMismatch(
-                f"the vectors have {array.shape[1]} dimensions, those of {describe(self._source)} have "
-                f"{self.dim}: they were made by another model"
-            )
-        return unit_rows(array.astype(np.float32))
 
     def _recipe(self) -> Recipe:
         return Recipe.of(self.precision, self.model.image_spec, self._policy)
