@@ -163,7 +163,8 @@ def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]
         return vectors, np.arange(len(vectors))
     if isinstance(captions, str):
         raise TypeError("captions must be a list: one text, or a list of texts, for each image")
-    lists = [[each] if isinstance(each, str) else list(each) for each in cast("Iterable[str]", captions)]
+    given = cast("Iterable[str | Sequence[str]]", captions)
+    lists = [[each] if isinstance(each, str) else list(each) for each in given]
     owners = [place for place, texts in enumerate(lists) for _ in texts]
     return embedder.embed_texts([text for texts in lists for text in texts]), np.array(owners, np.int64)
 
