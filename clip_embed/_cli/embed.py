@@ -23,6 +23,7 @@ from clip_embed._types import EmbeddedBatch, Float32
 from clip_embed.arrow import vector_array, vector_type
 
 _ROWS = 4096  # in one row group
+_COLUMNS = ("path", "embedding", "embedding_error")
 _LISTED = 20  # failures that are named on the terminal
 
 
@@ -69,10 +70,10 @@ def embed_folder(folder: Path, target: Path, name: str, photos: Iterable[str], *
 class _Rows:
     """Rows on their way into the file, in groups of bounded size."""
 
-    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema, embedder: ClipEmbedder) -> None:
+    def __init__(self, writer: pq.ParquetWriter, kind: pa.DataType, dim: int) -> None:
         self._writer = writer
-        self._schema = schema
-        self._dim = embedder.dim
+        self._kind = kind
+        self._dim = dim
         self._waiting: list[tuple[str, Float32 | None, str | None]] = []
 
     def add(self, batch: EmbeddedBatch) -> None:
@@ -96,24 +97,23 @@ class _Rows:
         valid = np.array([vector is not None for vector in vectors], np.bool_)
         columns: list[pa.Array[Any]] = [
             pa.array([_printable(path) for path in paths], pa.string()),
-            vector_array(matrix.reshape(-1, self._dim), valid).cast(self._schema.field(1).type),
+            vector_array(matrix.reshape(-1, self._dim), valid).cast(self._kind),
             pa.array(reasons, pa.string()),
         ]
         self._writer.write_table(  # pyright: ignore[reportUnknownMemberType]
-            pa.Table.from_arrays(columns, schema=self._schema), row_group_size=_ROWS
+            pa.Table.from_arrays(columns, list(_COLUMNS)), row_group_size=_ROWS
         )
 
 
 @contextmanager
 def _writer(target: Path, embedder: ClipEmbedder) -> Generator[_Rows]:
     """Give a place for rows; the file takes its name once all are in it."""
-    schema = pa.schema(
-        {"path": pa.string(), "embedding": vector_type(embedder), "embedding_error": pa.string()}
-    )
+    kind = vector_type(embedder)
+    schema = pa.schema(list(zip(_COLUMNS, (pa.string(), kind, pa.string()), strict=True)))
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(partial, schema) as writer:
-            rows = _Rows(writer, schema, embedder)
+            rows = _Rows(writer, kind, embedder.dim)
             yield rows
             rows.write()
         partial.replace(target)
