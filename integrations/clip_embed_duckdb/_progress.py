@@ -58,7 +58,8 @@ class Progress:
         if seconds < _QUIET or not _is_watched():
             return None
         tqdm = import_module("tqdm").tqdm  # of sentence-transformers, and slow to import
-        bar = tqdm(desc="clip-embed", unit=" images", file=sys.stderr, leave=False, mininterval=0.2)
+        looks = {"desc": "clip-embed", "unit": " images", "file": sys.stderr, "leave": False}
+        bar = tqdm(**looks, smoothing=0, mininterval=0.2, delay=_QUIET)  # no line of zeros to begin with
         bar.start_t -= seconds
         return bar
 
