@@ -126,7 +126,9 @@ class _ColumnTarget:
         """Add the columns and the stamp where missing. Raises where what is there does not fit."""
         columns = self._table.columns(self._con)
         if "rowid" in columns:
-            raise ClipEmbedError(f"{self._table} has a column called rowid, which hides DuckDB's own: rename it")
+            raise ClipEmbedError(
+                f"{self._table} has a column called rowid, which hides DuckDB's own: rename it"
+            )
         if self._image.name.lower() in (self._vector.name.lower(), self._error.name.lower()):
             raise ClipEmbedError(f"the images are in {self._image.name!r}: give another name for into")
         vector, error = (columns.get(each.name.lower()) for each in (self._vector, self._error))
@@ -162,7 +164,9 @@ class _ColumnTarget:
     def count(self) -> tuple[int, int]:
         """Return the number of rows, and of images that are to be embedded."""
         names = ", ".join(f"count({each.sql})" for each in (self._image, self._vector, self._error))
-        rows, images, vectors, errors = (int(str(n)) for n in ask(self._con, f"SELECT count(*), {names} FROM {self._table}")[0])
+        rows, images, vectors, errors = (
+            int(str(n)) for n in ask(self._con, f"SELECT count(*), {names} FROM {self._table}")[0]
+        )
         return rows, max(0, images - vectors - errors)
 
     def read(self, rows: int) -> pa.Table | None:

@@ -68,7 +68,9 @@ def find_table(con: duckdb.DuckDBPyConnection, name: str) -> Table:
     """
     parts = _parts(name)
     rows = ask(con, _FIND, {"name": parts[-1]})
-    found = [table for table in (Table(*map(str, row[:3]), bool(row[3])) for row in rows) if _fits(table, parts)]
+    found = [
+        table for table in (Table(*map(str, row[:3]), bool(row[3])) for row in rows) if _fits(table, parts)
+    ]
     if not found:
         raise ClipEmbedError(f"there is no table {name!r} in the database")
     if len(found) > 1 and len(parts) < 3:
@@ -123,7 +125,7 @@ def _parts(name: str) -> list[str]:
         if name[place : place + 1] not in ("", "."):
             break
     if place != len(name) or not 1 <= len(parts) <= 3:
-        raise ClipEmbedError(f"{name!r} is no name of a table; write it as after FROM: photos, \"my.photos\"")
+        raise ClipEmbedError(f'{name!r} is no name of a table; write it as after FROM: photos, "my.photos"')
     return parts
 
 
