@@ -82,17 +82,15 @@ def materialize(
     used = find_embedder(con, embedder)
     began = time.monotonic()
     place = writable_table(con, table)
-    source = place.column(con, image)
     work = Embedding(con, used)
-    name = f"{place}.{source.sql}"
-    work.check_column(con.sql(f"SELECT {source.sql} FROM {place} LIMIT 0").to_arrow_table()[0], name)
+    source = image_column(con, place, image, work)
     target = _ColumnTarget(con, place, source, into, f"{_TYPES[storage]}[{used.dim}]")
     target.prepare(work)
     with rare_checkpoints(con):
         if retry:
             target.forget_errors()
         rows, waiting = target.count()
-        with Bar(f"Embedding {name}", waiting, enabled=progress) as bar:
+        with Bar(f"Embedding {place}.{source.sql}", waiting, enabled=progress) as bar:
             tally = work.run(con, target, bar)
     skipped = rows - tally.done - tally.failed
     return Materialized(tally.done, tally.failed, max(0, skipped), time.monotonic() - began)
@@ -107,6 +105,27 @@ def writable_table(con: duckdb.DuckDBPyConnection, name: str) -> Table:
     if ask(con, query, [table.database])[0][0]:
         raise ClipEmbedError(f"{table} is in a database that was opened read-only: open it for writing")
     return table
+
+
+def image_column(con: duckdb.DuckDBPyConnection, table: Table, name: str, work: Embedding) -> Column:
+    """Return a column of a table; ClipEmbedError where there is none of the name, or not of images."""
+    column = table.column(con, name)
+    empty = con.sql(f"SELECT {column.sql} FROM {table} LIMIT 0").to_arrow_table()
+    work.check_column(empty[0], f"{table}.{column.sql}")
+    return column
+
+
+def check_vectors(table: Table, column: Column, embedder: ClipEmbedder) -> Stamp | None:
+    """Return the stamp of a column; SpaceMismatch where it is of another space."""
+    stamp = read_stamp(column.comment)
+    try:
+        if stamp is not None:
+            check_stamp(stamp, stamp.dim, embedder, f"{table}.{column.sql}")
+    except SpaceMismatch as error:
+        raise SpaceMismatch(
+            f"{error}\nTo have both, give another name for into; to begin anew, drop what is there."
+        ) from error
+    return stamp
 
 
 class _ColumnTarget:
@@ -133,9 +152,7 @@ class _ColumnTarget:
             raise ClipEmbedError(f"the images are in {self._image.name!r}: give another name for into")
         vector, error = (columns.get(each.name.lower()) for each in (self._vector, self._error))
         where = f"{self._table}.{self._vector.sql}"
-        stamp = None if vector is None else read_stamp(vector.comment)
-        if stamp is not None:
-            self._check_stamp(stamp, work.embedder, where)
+        stamp = None if vector is None else check_vectors(self._table, vector, work.embedder)
         for found, wanted in ((vector, self._vector), (error, self._error)):
             if found is not None and found.type != wanted.type:
                 raise ClipEmbedError(
@@ -200,15 +217,6 @@ class _ColumnTarget:
                 f"UPDATE {self._table} AS t SET {column.sql} = c.value FROM {view} AS c "
                 f"WHERE t.rowid = c.key AND t.rowid BETWEEN {ends.min()} AND {ends.max()}"
             )
-
-    def _check_stamp(self, stamp: Stamp, embedder: ClipEmbedder, where: str) -> None:
-        try:
-            check_stamp(stamp, stamp.dim, embedder, where)
-        except SpaceMismatch as error:
-            raise SpaceMismatch(
-                f"{error}\nTo have both, give another name for into; to begin anew, "
-                f"ALTER TABLE {self._table} DROP COLUMN {self._vector.sql}"
-            ) from error
 
     def _prove(self, work: Embedding, where: str) -> None:
         """Raise SpaceMismatch unless vectors that carry no stamp are what the model gives for their images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
 import duckdb
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch, Stamp
