@@ -48,7 +48,7 @@ class Session:
 
     def run(self, queries: Sequence[str]) -> bool:
         """Run the queries, else what the standard input says; False where a statement failed."""
-        if not queries and sys.stdin.isatty() and sys.stdout.isatty():
+        if not queries and _is_terminal():
             self._run_shell()
             return True
         answers, page = _FORMS[self._form](), self._make_page(self._page) if self._page else None
@@ -70,6 +70,10 @@ class Session:
 
     def _make_page(self, file: Path, *, latest: bool = False) -> PageWriter:
         return PageWriter(file, self._connection, self._embedder.policy, latest=latest)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _read_script() -> str:
