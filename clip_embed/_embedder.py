@@ -13,7 +13,7 @@ from PIL import Image
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
-from clip_embed._classify import DEFAULT_TEMPLATES, Classification, label_vectors, softmax
+from clip_embed._classify import DEFAULT_TEMPLATES, Classification, LabelVectors, softmax
 from clip_embed._engine.cores import usable_cores
 from clip_embed._engine.device import suggest_batch_size
 from clip_embed._engine.fork import loading
@@ -32,7 +32,7 @@ from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import unit_rows
-from clip_embed.errors import ImageBatchError, SpaceMismatch
+from clip_embed.errors import ImageBatchError, ImageError, SpaceMismatch
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -89,6 +89,7 @@ class ClipEmbedder:
         self._cache = _as_cache(cache)
         self._cached_towers: CachedTowers | None = None
         self._stamp: Stamp | None = None
+        self._labels = LabelVectors()
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
@@ -246,9 +247,17 @@ class ClipEmbedder:
         another choice of labels gives others. `images` are as in `scores`. Raises ValueError for fewer than
         two labels or for a template without {}, ImageBatchError as `embed_images`.
         """
-        vectors = label_vectors(self.embed_texts, labels, templates)
+        vectors = self._labels.get(self.embed_texts, labels, templates)
         cosines = self.scores(images, vectors)
         return Classification(tuple(labels), softmax(cosines * self._towers.logit_scale))
+
+    def recall(self, digest: bytes) -> Float32 | ImageError | None:
+        """Return what the cache knows of an image file with this SHA-256, None where it knows nothing.
+
+        That is its vector float32 (d,), or why its content is no image: for integrations that know files
+        by other means than their content.
+        """
+        return self._through_cache().recall(digest)
 
     def stamp(self) -> Stamp:
         """Return what to keep beside stored vectors, so that those of another model are refused later."""
