@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,10 +72,11 @@ def test_statements_are_split_where_sql_ends_them(script: str, expected: list[tu
 
 
 def test_json_is_one_array_for_each_result() -> None:
-    """Types become what JSON has; FLOAT keeps its short form, BLOBs are base64, equal names are told apart."""
+    """Types become what JSON has; FLOAT keeps its short form, BLOBs are base64, equal names get numbers."""
     query = """
     SELECT 0.1::FLOAT AS f, [0.1, 2]::FLOAT[2] AS v, 'ab'::BLOB AS b, DATE '2026-01-02' AS d, 1.5 AS n,
-           {'x': 0.1::FLOAT, 'y': [NULL, 'z']} AS s, 'nan'::DOUBLE AS bad, NULL AS x, NULL AS x, MAP {1: 2} AS m
+           {'x': 0.1::FLOAT, 'y': [NULL, 'z']} AS s, 'nan'::DOUBLE AS bad, NULL AS x, NULL AS x,
+           MAP {1: 2} AS m
     """
     result = sql("--json", "-c", query, "-c", "SELECT 1 AS one WHERE false; FROM range(2)")
     decoder, rest, answers = json.JSONDecoder(), result.stdout, []
@@ -122,7 +124,7 @@ def test_read_only_changes_nothing(tmp_path: Path) -> None:
     """A file opened so can be queried by the functions, and not written."""
     database = str(tmp_path / "db.duckdb")
     sql(database, "-c", "CREATE TABLE t AS SELECT 1 AS x")
-    assert sql(database, "--read-only", "-c", "SELECT x, len(clip_text('car')) FROM t").exit_code == 0
+    assert sql(database, "--read-only", "-c", "SELECT x, clip_error(NULL) FROM t").exit_code == 0
     refused = sql(database, "--read-only", "-c", "INSERT INTO t VALUES (2)")
     assert refused.exit_code == 1
     assert "read-only" in refused.stderr
@@ -179,6 +181,23 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert process.stdout.readline() == b"range\n"
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals that can be handled")
+def test_ctrl_c_ends_a_script() -> None:
+    """A statement that would take hours is stopped, the rest is not run, and the exit code is the shell's."""
+    program = "from clip_embed.cli import run; run()"
+    script = "SELECT 'begun'; SELECT count(*) FROM range(1000000000000) WHERE range % 3 = 7; SELECT 'never'"
+    command = [sys.executable, "-c", program, "sql", "--csv", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: S603
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"'begun'\n"
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGINT)
+        rest, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest == b""
+    assert messages == b"clip-embed: interrupted\n"
 
 
 def test_statements_that_are_no_text(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_nothing_that_is_shown_is_markup(con: duckdb.DuckDBPyConnection, tmp_pat
     con.execute("CREATE TABLE t AS SELECT ? AS hostile, 0 AS n", [HOSTILE])
     script = f"""
     SELECT hostile, {{'bytes': (SELECT img FROM photos WHERE name = 'red'), 'path': hostile}} AS s,
-           [hostile] AS l, MAP {{hostile: hostile}} AS m, hostile AS "<b onclick='x'>", '{HOSTILE.replace("'", "''")}'
+           [hostile] AS l, MAP {{hostile: hostile}} AS m, hostile AS "<b onclick='x'>",
+           '{HOSTILE.replace("'", "''")}'
     FROM t;
     SELECT * FROM glob('{tmp_path}/*.png');
     """

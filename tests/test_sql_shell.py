@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import io
 import os
 import re
 import select
@@ -9,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("prompt_toolkit", reason="needs the extra shell")
 
+from PIL import Image
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -30,12 +34,14 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.answers import BoxWriter
 from clip_embed._cli.page import PageWriter
 from clip_embed._cli.shell import Shell, Words, is_complete
+from clip_embed._cli.signals import plain_interrupts
 from clip_embed._cli.sql import Runner
+from clip_embed._types import Float32, UInt8
 from clip_embed.cli import main
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
 
-CTRL_C, CTRL_D, ENTER, TAB, UP = "\x03", "\x04", "\r", "\t", "\x1b[A"
+CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
 
 
 @pytest.fixture
@@ -157,26 +163,29 @@ def test_no_place_for_a_history(
 )
 def test_completion(typed: str, expected: str, con: duckdb.DuckDBPyConnection) -> None:
     """Columns, tables, views, functions and keywords; keywords follow the case of what is typed."""
-    assert expected in [each.text for each in Words(con).get_completions(Document(typed), CompleteEvent())]
+    assert expected in complete(Words(con), typed)
 
 
 @pytest.mark.parametrize("typed", ["SELECT 'fi", "-- fi", "SELECT ", "SELECT 1;", "photos.sel"])
 def test_no_completion_where_it_would_disturb(typed: str, con: duckdb.DuckDBPyConnection) -> None:
     """Nothing in strings, in comments, after a blank; only columns after the dot of a table."""
-    assert list(Words(con).get_completions(Document(typed), CompleteEvent())) == []
+    assert complete(Words(con), typed) == []
 
 
-def test_completion_sees_what_was_just_made(
-    con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A table of the statement before completes; so do our functions, first of all."""
-    type_in(
-        con,
-        f"CREATE TEMP TABLE brandnew AS SELECT 5 AS fivefold;{ENTER}SELECT fivef{TAB} FROM brand{TAB};{ENTER}",
-    )
-    assert "fivefold" in capsys.readouterr().out
-    first = next(iter(Words(con).get_completions(Document("SELECT c"), CompleteEvent())))
-    assert first.text.startswith("clip_")
+def complete(words: Words, typed: str) -> list[str]:
+    """Return what a typed text may become."""
+    return [each.text for each in words.get_completions(Document(typed), CompleteEvent())]
+
+
+def test_completion_sees_what_was_just_made(con: duckdb.DuckDBPyConnection) -> None:
+    """A temporary table of the statement before completes at the next prompt; our functions come first."""
+    words = Words(con)
+    assert complete(words, "SELECT fivef") == []
+    con.execute("CREATE TEMP TABLE brandnew AS SELECT 5 AS fivefold")
+    words.refresh()
+    assert complete(words, "SELECT fivef") == ["fivefold"]
+    assert complete(words, "FROM brand") == ["brandnew"]
+    assert complete(words, "SELECT c")[0].startswith("clip_")
 
 
 def test_completion_in_a_failed_transaction(con: duckdb.DuckDBPyConnection) -> None:
@@ -184,17 +193,25 @@ def test_completion_in_a_failed_transaction(con: duckdb.DuckDBPyConnection) -> N
     con.execute("BEGIN")
     with pytest.raises(duckdb.Error):
         con.execute("SELECT error('boom')")
-    assert list(Words(con).get_completions(Document("SELECT fi"), CompleteEvent())) == []
+    assert complete(Words(con), "SELECT fi") == []
 
 
 @pytest.mark.parametrize(
-    ("text", "complete"),
-    [("SELECT 1;", True), ("SELECT 1; -- yes", True), ("SELECT ';'", False), ("SELECT 1; SELECT", False)]
-    + [("", True), (".tables", True), ("SELECT $$;", False), ("-- nothing", True)],
+    ("text", "ended"),
+    [
+        ("SELECT 1;", True),
+        ("SELECT 1; -- yes", True),
+        ("SELECT ';'", False),
+        ("SELECT 1; SELECT", False),
+        ("SELECT $$;", False),
+        ("-- nothing", True),
+        (".tables", True),
+        ("", True),
+    ],
 )
-def test_enter_knows_the_end_of_a_statement(text: str, complete: bool) -> None:
+def test_enter_knows_the_end_of_a_statement(text: str, ended: bool) -> None:
     """A semicolon within a string or a comment ends nothing."""
-    assert is_complete(text) is complete
+    assert is_complete(text) is ended
 
 
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +224,41 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 1
     assert "pip install 'clip-embed[shell]'" in result.stderr
     assert CliRunner().invoke(main, ["sql", "-c", "SELECT 1"]).exit_code == 0
+
+
+def test_ctrl_c_reaches_the_functions(con: duckdb.DuckDBPyConnection) -> None:
+    """A query stops between two small batches of images, not after DuckDB's 2,048; the next one runs."""
+
+    class Slow(FakeModel):
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            begun.set()
+            time.sleep(0.05)
+            return super().embed_images(pixels)
+
+    begun = threading.Event()
+    slow = Slow()
+    register(con, ClipEmbedder(slow, batch_size=1, workers=1))
+    images = [(png(number),) for number in range(300)]
+    con.execute("CREATE TABLE blobs (img BLOB)")
+    con.executemany("INSERT INTO blobs VALUES (?)", images)
+    runner = Runner(con, [])
+
+    def press() -> None:
+        begun.wait()
+        _thread.interrupt_main()
+
+    threading.Thread(target=press).start()
+    with plain_interrupts(), pytest.raises(KeyboardInterrupt):
+        runner.run("SELECT avg(clip_score(img, 'red')) FROM blobs")
+    assert 0 < sum(slow.calls[0]) < 100
+    assert runner.run("SELECT avg(clip_score(img, 'red')) FROM (FROM blobs LIMIT 1)")
+
+
+def png(number: int) -> bytes:
+    """Return a small image unlike those of other numbers."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(out, "PNG")
+    return out.getvalue()
 
 
 class Terminal:
@@ -273,7 +325,7 @@ def test_on_a_terminal() -> None:
         shell.wait_for("│ begun")
         time.sleep(0.3)
         shell.type(CTRL_C)
-        assert "interrupted" in shell.wait_for("\n", 20) + shell.wait_for("memory>", 20)
+        shell.wait_for("Interrupted.", 20)
         shell.type("SELECT 'still ' || 'here';\r")
         shell.wait_for("still here")
         shell.wait_for("memory>")

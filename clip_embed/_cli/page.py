@@ -152,7 +152,8 @@ class _Images:
                 own = self._connection.duplicate()
                 folders = own.sql("SELECT current_setting('file_search_path')").fetchall()[0][0]
                 self._reader = FileReader(own, folders, self._policy)
-            for _, content in self._reader.read([path]):
+            found = [file for _, file in self._reader.find([path]) if not isinstance(file, ImageError)]
+            for _, content in self._reader.read(found):
                 return None if isinstance(content, ImageError) else content
         return None
 

@@ -97,14 +97,14 @@ class Shell:
     def _take(self, text: str) -> bool:
         """Do what was typed; False where that is the end."""
         if not text.startswith("."):
-            self._runner.run(text)
+            self._run(text)
             return True
         command, _, argument = text.rstrip("; ").partition(" ")
         argument = argument.strip()
         if command in (".quit", ".exit"):
             return False
         if command == ".tables":
-            self._runner.run(_TABLES)
+            self._run(_TABLES)
         elif command == ".schema":
             for (sql,) in self._runner.connection.execute(_SCHEMA, [argument]).fetchall():
                 click.echo(sql)
@@ -115,6 +115,12 @@ class Shell:
         else:
             click.echo(HELP)
         return True
+
+    def _run(self, text: str) -> None:
+        try:
+            self._runner.run(text)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
 
 
 class Words(Completer):

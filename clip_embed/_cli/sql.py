@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import click
 import duckdb
 
 from clip_embed._cli.answers import Column, Row, Writer
+from clip_embed_duckdb import interrupt
 
 _FETCHED = 32  # rows at a time: they may hold images
 _CHANGES = {
@@ -68,22 +70,36 @@ class Runner:
     def __init__(self, connection: duckdb.DuckDBPyConnection, writers: Sequence[Writer]) -> None:
         self.connection = connection
         self.writers = writers
+        self._stopped = False
 
     def run(self, script: str) -> bool:
-        """Run the statements of a script; at the first that fails, say which and why and return False."""
+        """Run the statements of a script; at the first that fails, say which and why and return False.
+
+        They run in a thread: DuckDB looks for a Ctrl-C now and then, and the functions do not hear of it
+        at all, so this thread waits for it and tells them.
+        """
+        self._stopped = False
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(self._run, script)
+            try:
+                return running.result()
+            except BaseException:
+                if not running.done():
+                    self._stopped = True
+                    interrupt(self.connection)
+                raise
+
+    def _run(self, script: str) -> bool:
         statements = split_statements(script)
         for statement in statements:
             try:
                 for part in self.connection.extract_statements(statement.text):
                     self._answer(part)
-            except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:  # Ctrl-C comes as any of them
-                sys.stdout.flush()
-                if sys.stdout.isatty() and not isinstance(error, duckdb.Error):
-                    click.echo()  # ^C has the line
-                where = f" in statement {statement.number}, line {statement.line}"
-                click.echo(
-                    f"Error{where if len(statements) > 1 else ''}: {str(error) or 'interrupted'}", err=True
-                )
+            except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:
+                if not self._stopped:
+                    sys.stdout.flush()
+                    where = f" in statement {statement.number}, line {statement.line}"
+                    click.echo(f"Error{where if len(statements) > 1 else ''}: {error}", err=True)
                 return False
         return True
 
@@ -102,11 +118,14 @@ class Runner:
             writer.begin(statement.query.strip(), columns)
         wanting = list(self.writers)
         for row in _rows(answer):
+            if self._stopped:
+                raise KeyboardInterrupt
             wanting = [writer for writer in wanting if writer.add(row)]
             if not wanting:
                 break
         for writer in self.writers:
             writer.end(time.perf_counter() - started)
+        sys.stdout.flush()
 
 
 def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Row]:
