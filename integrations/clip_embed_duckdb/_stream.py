@@ -21,6 +21,7 @@ from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
 
 _LOOK_AROUND = 0.1  # seconds between two looks for an interrupt
+_PATIENCE = 0.5  # seconds for what is under way when a call ends early
 
 
 class Work(Protocol):
@@ -113,11 +114,25 @@ class SharedStream:
                     check()
         finally:
             with self._changed:
-                if job in self._jobs:
-                    self._jobs.remove(job)
+                self._jobs.remove(job)
             job.close()
+            self._settle()
         if job.error is not None:
             raise job.error
+
+    def _settle(self) -> None:
+        """Let the serving thread end where it has no call: one that runs at the program's end makes noise.
+
+        It has nothing under way but after an error or an interrupt, and there a batch at the most.
+        """
+        with self._changed:
+            server = self._server
+            if server is None or self._jobs:
+                return
+            self._changed.wait_for(lambda: self._jobs or self._server is not server, _PATIENCE)
+            ended = self._server is not server
+        if ended:
+            server.join()
 
     def _serve(self) -> None:
         while (chosen := self._choose()) is not None:
@@ -139,6 +154,7 @@ class SharedStream:
         with self._changed:
             if not (waiting := [job for job in self._jobs if not job.exhausted]):
                 self._server = None
+                self._changed.notify_all()
                 return None
             return [job for job in waiting if job.alone][:1]
 
