@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class Vectors:
 
 
 def stored_vectors(column: Column, dim: int) -> Vectors | None:
-    """Read a column of lists of floating-point numbers; None for a column of another type.
+    """Read a column of lists of floating-point numbers or of int8; None for a column of another type.
 
     Rows that hold a NULL, a NaN, an infinity or only zeros are not valid. Raises SpaceMismatch
     where a vector has another dimension.
@@ -63,7 +63,8 @@ def stored_vectors(column: Column, dim: int) -> Vectors | None:
     fixed = pa.types.is_fixed_size_list(kind)
     if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return None
-    if not (pa.types.is_floating(kind.value_type) or pa.types.is_decimal(kind.value_type)):
+    inner = kind.value_type
+    if not (pa.types.is_floating(inner) or pa.types.is_decimal(inner) or pa.types.is_int8(inner)):
         return None
     present = cast("Bools", np.asarray(column.is_valid()))
     _check_dimension(column, present, dim)
@@ -79,6 +80,16 @@ def stored_vectors(column: Column, dim: int) -> Vectors | None:
     valid = present & np.isfinite(norms) & (norms > 0)
     norms[~valid] = 1
     return Vectors(rows, norms, valid, dict.fromkeys(np.flatnonzero(present & ~valid).tolist(), _BAD_VECTOR))
+
+
+def stored_form(vectors: Vectors, type_: str) -> Column:
+    """Return the valid rows as a column of FLOAT[d] or, each scaled to ±127 and rounded, of TINYINT[d]."""
+    units = vectors.units()[vectors.valid]
+    if type_.startswith("TINYINT"):
+        largest = np.abs(units).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
+        units = np.rint(units * (127 / largest)).astype(np.int8)
+    make: Any = pa.FixedSizeListArray.from_arrays
+    return make(pa.array(units.reshape(-1)), vectors.rows.shape[1])
 
 
 def is_constant(vectors: Vectors) -> bool:
