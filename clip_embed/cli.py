@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _MODEL_HELP = (
     "Hub name (or name@revision), local folder, or offline. [default: CLIP_EMBED_MODEL, else ViT-B/32]"
 )
+_EXTRAS = {"duckdb": "duckdb", "prompt_toolkit": "shell", "pygments": "shell"}
 
 
 class _Group(click.Group):
@@ -46,10 +47,12 @@ class _Group(click.Group):
         except Stopped as stopped:
             sys.exit(stopped.exit_code)
         except ModuleNotFoundError as error:
-            if error.name != "duckdb":
+            if error.name not in _EXTRAS:
                 raise
-            extra = "all" if ctx.invoked_subcommand == "demo" else "duckdb"
-            raise click.ClickException(str(MissingExtra("duckdb", extra, "this command"))) from error
+            extra = "all" if ctx.invoked_subcommand == "demo" else _EXTRAS[error.name]
+            raise click.ClickException(str(MissingExtra(error.name, extra, "this command"))) from error
+        except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
+            raise
         except (ClipEmbedError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -222,22 +225,35 @@ def _report_failures(failures: Sequence[ImageFailure]) -> None:
 @main.command()
 @click.argument("database", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-c", "queries", multiple=True, metavar="QUERY", help="Run QUERY and leave; may be repeated.")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
+@_json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for programs.")
+@click.option("--read-only", is_flag=True, help="Leave the file as it is, and others read it meanwhile.")
 @_model_option
-def sql(database: Path | None, queries: tuple[str, ...], model: str | None) -> None:
+def sql(
+    database: Path | None,
+    queries: tuple[str, ...],
+    page: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    read_only: bool,
+    model: str | None,
+) -> None:
     """Query a DuckDB file (or an empty database in memory) with the functions of clip-embed.
 
-    Without -c the statements are read from the standard input: type them, each ended by a
-    semicolon. The functions are clip_sim, clip_score, clip_image, clip_text and clip_error.
+    Without -c the statements are read from the standard input, each ended by a semicolon. On a
+    terminal that is a shell with history and completion; elsewhere the first statement that fails
+    ends it with exit code 1. Vectors are kept in the cache folder: what was embedded once, by
+    whatever statement, is not embedded again.
     """
-    from clip_embed._cli.sql import connect, run_queries, run_session
-    from clip_embed_duckdb import register
+    if as_json and as_csv:
+        raise click.UsageError("choose one of --json and --csv")
+    from clip_embed._cli.session import Form, Session
 
-    connection = connect(database)
-    register(connection, ClipEmbedder(model or default_model()))
-    done = run_queries(connection, queries) if queries else run_session(connection)
-    connection.close()
-    if not done:
-        sys.exit(1)
+    form: Form = "json" if as_json else "csv" if as_csv else "box"
+    with Session(database, model or default_model(), form=form, page=page, read_only=read_only) as session:
+        if not session.run(queries):
+            sys.exit(1)
 
 
 main.add_command(models)

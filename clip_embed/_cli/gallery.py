@@ -1,4 +1,4 @@
-"""A page of thumbnails: one HTML file without references to anything outside it."""
+"""Pages with thumbnails: one HTML file without references to anything outside it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from pathlib import Path
 from PIL import Image
 
 from clip_embed._cli.signals import keeping
-from clip_embed._images.source import decode, read_encoded
+from clip_embed._images.source import opened, orientation, read_encoded, to_rgb, upright
 from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
 
 _THUMBNAIL = 320  # pixels of the longer edge
-_STYLE = """
+# Texts are escaped; should one slip through, it still runs nothing and fetches nothing.
+_RULES = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_BASE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888 }
 body { font: 15px/1.4 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.3rem; margin: 0 } p { color: var(--soft); margin: .3rem 0 1.2rem }
 code { font: 13px ui-monospace, monospace }
+""".strip()
+_STYLE = """
 main { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)) }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden }
 figure img, figure .none { display: block; width: 100%; aspect-ratio: 4 / 3; background: var(--line) }
-figure img { object-fit: cover }
+figure img { height: auto; object-fit: cover }
 figure .none { box-sizing: border-box; padding: 1rem; font-size: 13px; color: var(--soft) }
 figcaption { padding: 5px 9px 7px; font-size: 13px; overflow-wrap: anywhere }
 figcaption span { color: var(--soft) }
@@ -52,13 +56,20 @@ def write_gallery(
     Names and texts are escaped; an image that cannot be decoded is a tile that says why.
     """
     figures = "\n".join(_figure(rank, tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
+    write_page(
+        file, title, f"<p><code>{html.escape(note)}</code></p>\n<main>\n{figures}\n</main>", style=_STYLE
+    )
+
+
+def write_page(file: Path, title: str, body: str, *, style: str) -> None:
+    """Write one HTML file: its title, then `body`, which is markup."""
     with keeping():
         file.write_text(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{_RULES}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style></head><body>\n"
-            f"<h1>{html.escape(title)}</h1>\n<p><code>{html.escape(note)}</code></p>\n"
-            f"<main>\n{figures}\n</main>\n</body></html>\n",
+            f"<title>{html.escape(title)}</title>\n<style>\n{_BASE}\n{style}\n</style></head><body>\n"
+            f"<h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n",
             "utf-8",
             "replace",  # a file name need not be UTF-8
         )
@@ -67,9 +78,7 @@ def write_gallery(
 def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
     name = html.escape(tile.name)
     try:
-        picture = (
-            f'<img alt="{name}" loading="lazy" src="data:image/jpeg;base64,{_thumbnail(tile.image, policy)}">'
-        )
+        picture = thumbnail(tile.image, tile.name, policy)
     except ImageError as error:
         picture = f'<div class="none">{html.escape(str(error))}</div>'
     score = ""
@@ -80,10 +89,18 @@ def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
     return f"<figure>{picture}<figcaption><span>{rank}</span>{score}<div>{name}</div></figcaption></figure>"
 
 
-def _thumbnail(source: str | Path | bytes, policy: ImagePolicy) -> str:
-    """Return a small JPEG in base64. Raises ImageError."""
-    image = decode(source, read_encoded(source, policy), policy)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+def thumbnail(source: str | Path | bytes, name: str, policy: ImagePolicy) -> str:
+    """Return an image as markup, small and inlined; `name` stands for it. Raises ImageError."""
+    encoded = read_encoded(source, policy)
+    with opened(source, encoded, policy) as image:
+        image.draft(None, (_THUMBNAIL, _THUMBNAIL))  # a JPEG is decoded no larger than needed
+        image.load()
+        small = to_rgb(upright(image, orientation(image, policy)), policy)
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    small.save(stream, "JPEG", quality=82)
+    content = base64.b64encode(stream.getvalue()).decode("ascii")
+    return (
+        f'<img alt="{html.escape(name)}" width="{small.width}" height="{small.height}" loading="lazy" '
+        f'decoding="async" src="data:image/jpeg;base64,{content}">'
+    )

@@ -3,78 +3,131 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from importlib import import_module
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import duckdb
 
-from clip_embed._cli.signals import plain_interrupts
-from clip_embed._cli.table import format_table
+from clip_embed._cli.answers import Column, Row, Writer
+from clip_embed_duckdb import interrupt
 
-_SHOWN = 100
+_FETCHED = 32  # rows at a time: they may hold images
+_CHANGES = {
+    getattr(duckdb.StatementType, name)
+    for name in ("COPY", "CREATE", "DELETE", "INSERT", "MERGE_INTO", "UPDATE")
+}
 
 
-def connect(database: Path | None) -> duckdb.DuckDBPyConnection:
+def connect(database: Path | None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB file, or a database in memory; the progress bar is for terminals only."""
     try:
-        connection = duckdb.connect(str(database) if database else ":memory:")
+        connection = duckdb.connect(str(database) if database else ":memory:", read_only=read_only)
     except duckdb.Error as error:
-        raise click.ClickException(f"cannot open {database}: {error}") from error
+        raise click.ClickException(f"cannot open {database or 'a database in memory'}: {error}") from error
     if not sys.stdout.isatty():
         connection.execute("SET enable_progress_bar = false")
     return connection
 
 
-def run_queries(connection: duckdb.DuckDBPyConnection, queries: Iterable[str]) -> bool:
-    """Run the queries and print each answer; stops at the first that fails and returns False."""
-    return all(_run(connection, query) for query in queries)
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a script."""
+
+    text: str
+    number: int
+    line: int
+    ended: bool
+    """Whether a semicolon ends it."""
 
 
-def run_session(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Run the statements of the standard input; on a terminal an error does not end the session."""
-    if not sys.stdin.isatty():
-        return _run(connection, sys.stdin.read())
-    with suppress(ModuleNotFoundError):  # where there is one, it gives input() a history and editing
-        import_module("readline")
-    click.echo(f"DuckDB {duckdb.__version__}. End a statement with a semicolon, the session with Ctrl-D.")
-    statement = ""
-    while True:
-        try:
-            with plain_interrupts():
-                statement += input("   ...> " if statement else "photos> ") + "\n"
-        except EOFError:
-            click.echo()
-            return True
-        except KeyboardInterrupt:
-            click.echo()
-            statement = ""
-            continue
-        if statement.rstrip().endswith(";"):
-            with plain_interrupts():
-                _run(connection, statement)
-            statement = ""
+def split_statements(script: str) -> list[Statement]:
+    """Split a script at its semicolons, without parsing it: a statement need not be right."""
+    encoded = script.encode("utf-8", "replace")
+    tokens = [
+        (offset, encoded[offset : offset + 1] == b";" and kind == duckdb.token_type.operator)
+        for offset, kind in duckdb.tokenize(encoded.decode())
+        if kind != duckdb.token_type.comment
+    ]
+    found: list[Statement] = []
+    start: int | None = None
+    for offset, ends in [*tokens, (len(encoded), True)]:
+        if not ends:
+            start = offset if start is None else start
+        elif start is not None:
+            text, line = encoded[start:offset].decode(), encoded.count(b"\n", 0, start) + 1
+            found.append(Statement(text.rstrip(), len(found) + 1, line, offset < len(encoded)))
+            start = None
+    return found
 
 
-def _run(connection: duckdb.DuckDBPyConnection, text: str) -> bool:
-    """Run statements and print the answers; print an error and return False."""
-    try:
-        for statement in connection.extract_statements(text):
-            _show(connection.execute(statement), statement.type)
-    except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:  # Ctrl-C comes as any of them
-        click.echo(f"Error: {error or 'interrupted'}", err=True)
-        return False
-    return True
+class Runner:
+    """Runs statements and hands their answers to writers."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, writers: Sequence[Writer]) -> None:
+        self.connection = connection
+        self.writers = writers
+        self._stopped = False
+
+    def run(self, script: str) -> bool:
+        """Run the statements of a script; at the first that fails, say which and why and return False.
+
+        They run in a thread: DuckDB looks for a Ctrl-C now and then, and the functions do not hear of it
+        at all, so this thread waits for it and tells them.
+        """
+        self._stopped = False
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(self._run, script)
+            try:
+                return running.result()
+            except BaseException:
+                if not running.done():
+                    self._stopped = True
+                    interrupt(self.connection)
+                raise
+
+    def _run(self, script: str) -> bool:
+        statements = split_statements(script)
+        for statement in statements:
+            try:
+                for part in self.connection.extract_statements(statement.text):
+                    self._answer(part)
+            except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:
+                if not self._stopped:
+                    sys.stdout.flush()
+                    where = f" in statement {statement.number}, line {statement.line}"
+                    click.echo(f"Error{where if len(statements) > 1 else ''}: {error}", err=True)
+                return False
+        return True
+
+    def _answer(self, statement: duckdb.Statement) -> None:
+        started = time.perf_counter()
+        answer = self.connection.execute(statement)
+        columns = [Column(name, kind) for name, kind, *_ in answer.description or ()]
+        if duckdb.ExpectedResultType.QUERY_RESULT not in statement.expected_result_type or (
+            statement.type in _CHANGES and [column.name for column in columns] == ["Count"]
+        ):
+            return
+        if statement.type == duckdb.StatementType.EXPLAIN:
+            print("\n".join(plan for _, plan in answer.fetchall()))
+            return
+        for writer in self.writers:
+            writer.begin(statement.query.strip(), columns)
+        wanting = list(self.writers)
+        for row in _rows(answer):
+            if self._stopped:
+                raise KeyboardInterrupt
+            wanting = [writer for writer in wanting if writer.add(row)]
+            if not wanting:
+                break
+        for writer in self.writers:
+            writer.end(time.perf_counter() - started)
+        sys.stdout.flush()
 
 
-def _show(answer: duckdb.DuckDBPyConnection, kind: duckdb.StatementType) -> None:
-    """Print the first rows of an answer; nothing for a statement that has none."""
-    rows = answer.fetchmany(_SHOWN)
-    if kind == duckdb.StatementType.EXPLAIN:
-        click.echo("\n".join(plan for _, plan in rows))
-    elif rows or kind == duckdb.StatementType.SELECT:
-        click.echo(format_table([column[0] for column in answer.description], rows))
-    if len(rows) == _SHOWN and answer.fetchone() is not None:
-        click.echo(f"… the first {_SHOWN} rows; COPY (…) TO 'answer.csv' writes all")
+def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Row]:
+    while rows := answer.fetchmany(_FETCHED):
+        yield from rows

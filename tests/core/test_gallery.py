@@ -23,7 +23,8 @@ def test_gallery_is_one_file_with_small_thumbnails(tmp_path: Path) -> None:
     assert len(pictures) == 2
     with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as thumbnail:
         assert thumbnail.size == (320, 187)
-    assert "http" not in text
+    assert not re.search("https?:|file:", text)
+    assert "default-src 'none'" in text
     assert text.count("<b>0.500</b>") == 1
 
 
