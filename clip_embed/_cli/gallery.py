@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from clip_embed._cli.signals import keeping
-from clip_embed._images.source import decode, read_encoded
+from clip_embed._images.source import ImageInput
+from clip_embed._images.thumbnail import make_thumbnail
 from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
 
 _THUMBNAIL = 320  # pixels of the longer edge
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888 }
 body { font: 15px/1.4 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.3rem; margin: 0 } p { color: var(--soft); margin: .3rem 0 1.2rem }
@@ -39,7 +36,7 @@ meter { display: block; width: 100%; height: 6px; border-radius: 0 }
 class Tile:
     """One picture of a gallery: the image, its name and its cosine similarity (None: not shown)."""
 
-    image: str | Path | bytes
+    image: ImageInput
     name: str
     score: float | None = None
 
@@ -51,12 +48,12 @@ def write_gallery(
 
     Names and texts are escaped; an image that cannot be decoded is a tile that says why.
     """
-    figures = "\n".join(_figure(rank, tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
+    figures = "\n".join(figure(str(rank), tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
     with keeping():
         file.write_text(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style></head><body>\n"
+            f"<title>{html.escape(title)}</title>\n<style>\n{STYLE}\n</style></head><body>\n"
             f"<h1>{html.escape(title)}</h1>\n<p><code>{html.escape(note)}</code></p>\n"
             f"<main>\n{figures}\n</main>\n</body></html>\n",
             "utf-8",
@@ -64,12 +61,11 @@ def write_gallery(
         )
 
 
-def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
+def figure(mark: str, tile: Tile, policy: ImagePolicy, edge: int = _THUMBNAIL) -> str:
+    """Return a tile as markup; `mark` stands before its score, the picture is at most `edge` pixels large."""
     name = html.escape(tile.name)
     try:
-        picture = (
-            f'<img alt="{name}" loading="lazy" src="data:image/jpeg;base64,{_thumbnail(tile.image, policy)}">'
-        )
+        picture = f'<img alt="{name}" loading="lazy" src="{make_thumbnail(tile.image, policy, edge).url}">'
     except ImageError as error:
         picture = f'<div class="none">{html.escape(str(error))}</div>'
     score = ""
@@ -77,13 +73,4 @@ def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
         share = min(max(tile.score, 0.0), 1.0)
         score = f"<b>{tile.score:.3f}</b>"
         picture += f'<meter min="0" max="1" value="{share:.3f}"></meter>'
-    return f"<figure>{picture}<figcaption><span>{rank}</span>{score}<div>{name}</div></figcaption></figure>"
-
-
-def _thumbnail(source: str | Path | bytes, policy: ImagePolicy) -> str:
-    """Return a small JPEG in base64. Raises ImageError."""
-    image = decode(source, read_encoded(source, policy), policy)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    return f"<figure>{picture}<figcaption><span>{html.escape(mark)}</span>{score}<div>{name}</div></figcaption></figure>"

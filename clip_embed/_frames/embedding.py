@@ -1,0 +1,43 @@
+"""Images of a column to rows of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._images.source import ImageInput
+from clip_embed._types import Float32
+
+Bools = npt.NDArray[np.bool_]
+
+
+def embed_rows(
+    items: Iterable[tuple[Sequence[int], ImageInput]],
+    n: int,
+    embedder: ClipEmbedder,
+    progress: Callable[[int], object] = bool,
+) -> tuple[Float32, Bools, list[str | None]]:
+    """Embed images, each given with the rows of n that show it.
+
+    Returns float32 (n, d), zeros where there is no vector; bool (n,), which rows have one; and why an
+    image failed, None where it did not. `progress` is told how many more rows are done.
+    """
+    rows = np.zeros((n, embedder.dim), np.float32)
+    valid = np.zeros(n, np.bool_)
+    reasons: list[str | None] = [None] * n
+    with embedder.stream_images(items) as batches:
+        for batch in batches:
+            for key, vector in zip(batch.keys, batch.vectors, strict=True):
+                places = cast("Sequence[int]", key)
+                rows[places], valid[places] = vector, True
+                progress(len(places))
+            for failure in batch.failures:
+                places = cast("Sequence[int]", failure.key)
+                for place in places:
+                    reasons[place] = failure.reason
+                progress(len(places))
+    return rows, valid, reasons

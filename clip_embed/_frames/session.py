@@ -1,0 +1,62 @@
+"""The embedder that a verb works with, and the one line that says which it is."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+
+from clip_embed._default import default_embedder
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._frames.progress import in_notebook
+
+logger = logging.getLogger(__name__)
+
+_chosen: ClipEmbedder | None = None
+_announced = weakref.WeakSet[ClipEmbedder]()
+
+
+def use(embedder: ClipEmbedder | None) -> None:
+    """Take this embedder wherever none is given, in pandas and in polars; None goes back to the default.
+
+    >>> from clip_embed import ClipEmbedder
+    >>> from clip_embed_pandas import use
+    >>> use(ClipEmbedder("offline"))
+
+    The default is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. Raises TypeError for
+    anything but a ClipEmbedder.
+    """
+    global _chosen  # noqa: PLW0603 - the one setting there is
+    _chosen = None if embedder is None else _checked(embedder)
+
+
+def the_embedder(given: ClipEmbedder | None) -> ClipEmbedder:
+    """Return the embedder that was given, else the one in use, else the default."""
+    if given is not None:
+        return _checked(given)
+    return default_embedder() if _chosen is None else _chosen
+
+
+def announce(embedder: ClipEmbedder) -> None:
+    """Say once which model computes, and where: to people on a screen, and to the log.
+
+    Programs whose output goes elsewhere get the line of the log only.
+    """
+    if embedder in _announced:
+        return
+    embedder.load()
+    _announced.add(embedder)
+    line = f"clip-embed: {embedder.name} on {embedder.device}, {embedder.precision}"
+    logger.info(line)
+    if in_notebook():
+        print(line)  # noqa: T201 - stderr would be red there
+    elif sys.stderr is not None and sys.stderr.isatty():
+        print(line, file=sys.stderr)  # noqa: T201
+
+
+def _checked(embedder: object) -> ClipEmbedder:
+    if not isinstance(embedder, ClipEmbedder):
+        raise TypeError(
+            f"the embedder must be a ClipEmbedder, not {type(embedder).__name__}: ClipEmbedder('offline')"
+        )
+    return embedder
