@@ -48,7 +48,9 @@ def write_gallery(
 
     Names and texts are escaped; an image that cannot be decoded is a tile that says why.
     """
-    figures = "\n".join(figure(str(rank), tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
+    figures = "\n".join(
+        figure(str(rank), tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1)
+    )
     with keeping():
         file.write_text(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -73,4 +75,5 @@ def figure(mark: str, tile: Tile, policy: ImagePolicy, edge: int = _THUMBNAIL) -
         share = min(max(tile.score, 0.0), 1.0)
         score = f"<b>{tile.score:.3f}</b>"
         picture += f'<meter min="0" max="1" value="{share:.3f}"></meter>'
-    return f"<figure>{picture}<figcaption><span>{html.escape(mark)}</span>{score}<div>{name}</div></figcaption></figure>"
+    head = f"<span>{html.escape(mark)}</span>{score}"
+    return f"<figure>{picture}<figcaption>{head}<div>{name}</div></figcaption></figure>"

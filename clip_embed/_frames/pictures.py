@@ -17,8 +17,6 @@ from clip_embed._images.thumbnail import make_thumbnail
 from clip_embed._types import Float32, ImagePolicy
 from clip_embed.errors import ImageError
 
-__all__ = ["SHOWN", "Scatter", "Tile", "gallery_markup", "short_name"]
-
 SHOWN = 24
 """How many pictures a gallery shows in a notebook; the others are not even read."""
 _EDGE = 200
@@ -29,12 +27,10 @@ _SCOPED = f"""<style>.clip-embed-gallery {{
 figure img, figure .none {{ margin: 0 }} p {{ margin: .4rem 0 0 }}
 }}</style>"""
 _WIDTH, _HEIGHT, _MARGIN = 900, 600, 34
-_THUMBS, _THUMB = 240, 56
+_THUMBS, _THUMB, _STEPS = 240, 56, 40
 
 
-def gallery_markup(
-    marked: Sequence[tuple[str, Tile]], total: int, policy: ImagePolicy, more: str
-) -> str:
+def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: ImagePolicy, more: str) -> str:
     """Return tiles, each with its mark, as HTML; `more` says how the rest of `total` can be seen."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         figures = list(pool.map(lambda pair: figure(*pair, policy, _EDGE), marked))
@@ -43,6 +39,12 @@ def gallery_markup(
         rest = f"<p>the first {len(marked):,} of {total:,}; <code>{html.escape(more)}</code> shows more</p>"
     page = f'<div class="clip-embed-gallery">{_SCOPED}<main>{"".join(figures)}</main>{rest}</div>'
     return _encodable(page)
+
+
+def make_tile(image: ImageInput | None, texts: Sequence[str], score: float | None) -> Tile:
+    """Return the tile of an image with its name and other texts under it; None is one without a picture."""
+    words = " · ".join(filter(None, [short_name(image), *texts]))
+    return Tile(b"" if image is None else image, words, score)
 
 
 def short_name(image: object) -> str:
@@ -78,11 +80,16 @@ def draw_scatter(
     spread = np.linspace(0, len(points) - 1, min(_THUMBS, len(points)))
     shown = np.unique(spread.astype(np.int64))
     places = _fit(points)
+    places[shown] = _push_apart(places[shown])
     dots = [_dot(places[row], names[row]) for row in np.setdiff1d(np.arange(len(points)), shown)]
 
     def draw(row: int) -> str:
         image = images(row)
-        return _dot(places[row], names[row]) if image is None else _picture(places[row], image, names[row], policy)
+        return (
+            _dot(places[row], names[row])
+            if image is None
+            else _picture(places[row], image, names[row], policy)
+        )
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         pictures = list(pool.map(draw, shown.tolist()))
@@ -108,6 +115,22 @@ def _fit(points: Float32) -> Float32:
     shares = np.where(high > low, (points - low) / np.where(high > low, high - low, 1), np.float32(0.5))
     shares[:, 1] = 1 - shares[:, 1]
     return np.asarray(_MARGIN + shares * (np.array([_WIDTH, _HEIGHT]) - 2 * _MARGIN), np.float32)
+
+
+def _push_apart(places: Float32) -> Float32:
+    """Return places of pictures moved a little where they lie upon each other; not far, not all apart."""
+    moved = places.copy()
+    for _ in range(_STEPS):
+        gaps = moved[:, None] - moved[None]
+        near = np.clip(1 - np.abs(gaps) / _THUMB, 0, 1).min(axis=2)
+        np.fill_diagonal(near, 0)
+        away = np.where(
+            gaps == 0, np.sign(np.arange(len(moved))[:, None] - np.arange(len(moved)))[..., None], gaps
+        )
+        push = (near[..., None] * away / np.maximum(np.abs(away).max(axis=2, keepdims=True), 1)).sum(axis=1)
+        moved += np.clip(push * _THUMB / 8, -_THUMB / 4, _THUMB / 4) + (places - moved) * 0.02
+    edge = np.array([_MARGIN, _MARGIN])
+    return np.asarray(np.clip(moved, edge, np.array([_WIDTH, _HEIGHT]) - edge), np.float32)
 
 
 def _dot(place: Float32, name: str) -> str:

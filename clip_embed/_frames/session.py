@@ -26,7 +26,7 @@ def use(embedder: ClipEmbedder | None) -> None:
     The default is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. Raises TypeError for
     anything but a ClipEmbedder.
     """
-    global _chosen  # noqa: PLW0603 - the one setting there is
+    global _chosen
     _chosen = None if embedder is None else _checked(embedder)
 
 
@@ -49,9 +49,9 @@ def announce(embedder: ClipEmbedder) -> None:
     line = f"clip-embed: {embedder.name} on {embedder.device}, {embedder.precision}"
     logger.info(line)
     if in_notebook():
-        print(line)  # noqa: T201 - stderr would be red there
+        print(line)
     elif sys.stderr is not None and sys.stderr.isatty():
-        print(line, file=sys.stderr)  # noqa: T201
+        print(line, file=sys.stderr)
 
 
 def _checked(embedder: object) -> ClipEmbedder:

@@ -83,7 +83,7 @@ class ClipMethod(FrameVerbs):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of pandas
         fleeting = sys.getrefcount(self) <= _CALLED
-        if kwargs.get("inplace") and fleeting and _is_chained(self.__self__, self._others, sys._getframe(1)):  # noqa: SLF001
+        if kwargs.get("inplace") and fleeting and _is_chained(self.__self__, self._others, sys._getframe(1)):
             for message in _what_pandas_says(self.__func__):
                 warnings.warn(message, stacklevel=2)
         return self.__func__(self.__self__, *args, **kwargs)
@@ -171,7 +171,7 @@ def _is_chained(data: Any, others: int, frame: types.FrameType) -> bool:  # noqa
     It counts references, and sees one more here than it should: `others` is the count without it.
     """
     if int(pd.__version__.partition(".")[0]) < 3 and not pd.get_option("mode.copy_on_write"):
-        return data._is_view_after_cow_rules() and others <= hasattr(data, "_cacher")  # noqa: SLF001
+        return data._is_view_after_cow_rules() and others <= hasattr(data, "_cacher")
     return others <= 0 and all(value is not data for value in frame.f_locals.values())
 
 

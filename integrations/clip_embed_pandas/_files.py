@@ -10,8 +10,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_embed_pandas._columns import vector_column
-
 _PARQUET: Any = pq
 
 
@@ -25,14 +23,14 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
     """
     texts: Any = frame.copy(deep=False)
     for place, dtype in enumerate(frame.dtypes):
-        if dtype == object:
+        if dtype == "object":
             values = texts.iloc[:, place].map(lambda value: str(value) if isinstance(value, Path) else value)
             texts.isetitem(place, values)
     try:
         table = cast("Any", pa).Table.from_pandas(texts)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise TypeError(
-            f"Parquet has no type for a column ({error}): drop it, or keep paths or encoded bytes in its place"
+            f"Parquet has no type for a column ({error}): drop it, or keep paths or bytes in its place"
         ) from error
     metadata: dict[bytes, bytes] = dict(table.schema.metadata)
     known = json.loads(metadata[b"pandas"])
@@ -47,7 +45,7 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
 def read_parquet(file: str | Path) -> pd.DataFrame:
     """Read a Parquet file as pandas does, its vectors as columns of Arrow with their dimension and stamp.
 
-    Vectors are columns of fixed-size lists of float32, as `to_parquet` and clip-embed's other tools write them.
+    Vectors are columns of fixed-size lists of float32, as `to_parquet` writes them.
     """
     frame = pd.read_parquet(file)
     schema = _PARQUET.read_schema(file)
@@ -55,16 +53,22 @@ def read_parquet(file: str | Path) -> pd.DataFrame:
     if not names:
         return frame
     table = _PARQUET.read_table(file, columns=names)
-    for name in names:
-        places = [place for place, column in enumerate(frame.columns) if str(column) == name]
-        for place in places:
-            frame.isetitem(place, pd.Series(pd.arrays.ArrowExtensionArray(table[name]), index=frame.index))
+    for place, column in enumerate(frame.columns):
+        if str(column) in names:
+            vectors = table[str(column)].cast(_as_written(table.schema.field(str(column)).type))
+            frame.isetitem(place, pd.Series(pd.arrays.ArrowExtensionArray(vectors), index=frame.index))
     return frame
 
 
+def _as_written(kind: Any) -> Any:  # noqa: ANN401 - a pa.FixedSizeListType
+    """Return the type with the name of its numbers that pandas compares too; Parquet calls them "element"."""
+    return pa.list_(pa.field("item", pa.float32(), metadata=kind.field(0).metadata), kind.list_size)
+
+
 def _vector_places(schema: Any) -> list[int]:  # noqa: ANN401 - a pa.Schema
-    kinds = enumerate(schema.types)
-    return [place for place, kind in kinds if pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)]
-
-
-__all__ = ["read_parquet", "to_parquet", "vector_column"]
+    types = pa.types
+    return [
+        place
+        for place, kind in enumerate(schema.types)
+        if types.is_fixed_size_list(kind) and types.is_float32(kind.value_type)
+    ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from clip_embed._frames.pictures import SHOWN, Tile, gallery_markup, short_name
+from clip_embed._frames.pictures import SHOWN, Tile, gallery_markup, make_tile
 from clip_embed._frames.session import the_embedder
 from clip_embed_pandas._columns import first_images, is_missing
 
@@ -55,21 +55,15 @@ def as_gallery(
 ) -> Gallery:
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
     result = Gallery(frame)
-    result._look = Look(first_images(frame) if image is None else image, score, tuple(texts))  # noqa: SLF001
+    result._look = Look(first_images(frame) if image is None else image, score, tuple(texts))
     return result
 
 
 def _tile(frame: pd.DataFrame, row: int, look: Look) -> tuple[str, Tile]:
     """Return a row's label in the index, and its tile."""
     image: Any = frame[look.image].iloc[row]
-    names = [_text(frame[name].iloc[row]) for name in look.texts]
-    words = " · ".join(filter(None, [short_name(image), *names]))
+    values = [frame[name].iloc[row] for name in look.texts]
+    texts = [str(value) for value in values if not is_missing(value)]
     score = None if look.score is None else frame[look.score].iloc[row]
-    shown = None if score is None or is_missing(float(score)) else float(score)
-    return str(frame.index[row]), Tile(b"" if is_missing(image) else image, words, shown)
-
-
-def _text(value: object) -> str:
-    if is_missing(value):
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    picture = None if is_missing(image) else image
+    return str(frame.index[row]), make_tile(picture, texts, None if is_missing(score) else float(score))

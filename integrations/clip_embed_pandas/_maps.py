@@ -53,7 +53,7 @@ def plot(
     points = _points(data, method, column, embedder)
     rows = np.flatnonzero(~np.isnan(points[:, 0]))
     name = first_images(frame) if image is None else image
-    pictures: Any = None if name is None else pick(frame, name, ("images",))[1].iloc[rows]
+    pictures: Any = None if name is None else pick(frame, name, "images")[1].iloc[rows]
     labels = [str(label) for label in frame.index[rows]]
 
     def image_of(row: int) -> Any:  # noqa: ANN401
@@ -64,9 +64,7 @@ def plot(
     return draw_scatter(points[rows], image_of, names, the_embedder(embedder).policy)
 
 
-def _points(
-    data: Data, method: Method, column: Hashable | None, embedder: ClipEmbedder | None
-) -> Float32:
+def _points(data: Data, method: Method, column: Hashable | None, embedder: ClipEmbedder | None) -> Float32:
     vectors = compared(data, column, the_embedder(embedder))
     points = np.full((len(data), 2), np.nan, np.float32)
     points[vectors.valid] = project_rows(vectors.units()[vectors.valid], method)

@@ -23,7 +23,7 @@ from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed._warn import warn_caller
 from clip_embed.arrow import stamp_vectors, vector_array
-from clip_embed_pandas._columns import image_items, pick, vector_column
+from clip_embed_pandas._columns import images_of, pick, vector_column
 from clip_embed_pandas._gallery import Gallery, as_gallery
 
 Data: TypeAlias = "pd.DataFrame | pd.Series[Any]"
@@ -47,7 +47,11 @@ def embed(
     embedder: ClipEmbedder | None = None,
 ) -> pd.Series[Any]: ...
 def embed(
-    data: Data, column: Hashable | None = None, into: str = "embedding", *, embedder: ClipEmbedder | None = None
+    data: Data,
+    column: Hashable | None = None,
+    into: str = "embedding",
+    *,
+    embedder: ClipEmbedder | None = None,
 ) -> Data:
     """Return the frame with two more columns: the images' vectors, and why an image failed.
 
@@ -65,11 +69,11 @@ def embed(
     """
     clip = the_embedder(embedder)
     if isinstance(data, pd.DataFrame):
-        name, series = pick(data, column, ("images",))
+        name, series = pick(data, column, "images")
         vectors, reasons = _embed_series(series, clip, f"column {name!r}")
         result = data.copy(deep=False)
         result[into] = vectors
-        result[_error_column(into)] = _arrow_series(pa.array(reasons, pa.string()))
+        result[_error_column(into)] = pd.array(reasons, "string")
         return result
     return pd.Series(_embed_series(data, clip, "the column")[0], index=data.index, name=data.name)
 
@@ -148,13 +152,17 @@ def classify(
     result = _frame(data)
     result["label"] = pd.Categorical.from_codes(cast("Any", codes), categories=list(found.labels))
     result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
-    return as_gallery(result, texts=("label", "probability"))
+    return as_gallery(result, score="probability", texts=("label",))
 
 
 def duplicates(
-    data: Data, threshold: float = 0.95, *, column: Hashable | None = None, embedder: ClipEmbedder | None = None
+    data: Data,
+    threshold: float = 0.95,
+    *,
+    column: Hashable | None = None,
+    embedder: ClipEmbedder | None = None,
 ) -> Gallery:
-    """Return the rows that look like another one, group by group: `group` from 0, `score` as to its first row.
+    """Return the rows that look like another one, in groups: `group` from 0, `score` to its first row.
 
     In the frame's order each row joins the earliest group whose first row it has a cosine similarity of at
     least `threshold` to: 0.95 finds copies, crops and bursts with CLIP, 0.9999 the same pixels. Time grows
@@ -186,9 +194,9 @@ def failures(
         reasons = frame[errors]
         frame = frame.drop(columns=[errors, errors.removesuffix(_error_column(""))], errors="ignore")
     else:
-        name, series = pick(frame, column, ("images",))
+        name, series = pick(frame, column, "images")
         found = _embed_series(series, the_embedder(embedder), f"column {name!r}", warn=False)[1]
-        reasons = pd.Series(_arrow_series(pa.array(found, pa.string())), index=frame.index)
+        reasons = pd.Series(pd.array(found, "string"), index=frame.index)
     failed = reasons.notna().to_numpy(bool)
     result = frame.iloc[np.flatnonzero(failed)].copy()
     result["reason"] = reasons.array[failed]
@@ -201,7 +209,7 @@ def gallery(data: Data, *, column: Hashable | None = None) -> Gallery:
     `column` names the images, and may be left out where only one column holds some. Pictures are small,
     and made when they are shown: those of the first 24 rows. Methods of it give plain frames again.
     """
-    name, _ = pick(_frame(data), column, ("images",))
+    name, _ = pick(_frame(data), column, "images")
     return as_gallery(_frame(data), image=name, score="score" if "score" in _frame(data).columns else None)
 
 
@@ -210,7 +218,7 @@ def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
 
     Where the column has NA or came in parts (after `pd.concat`) it is a copy, with NaN for NA.
     """
-    name, series = pick(_frame(data), column, ("vectors",))
+    name, series = pick(_frame(data), column, "vectors")
     vectors: Any = vector_column(series)
     if vectors is None:
         raise TypeError(f"column {name!r} of {series.dtype} holds no vectors")
@@ -226,7 +234,7 @@ def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
 def compared(data: Data, column: Hashable | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors of a frame that are to be compared: those it has, or those of its images."""
     if isinstance(data, pd.DataFrame):
-        name, series = pick(data, column, ("vectors", "images"))
+        name, series = pick(data, column, "vectors", "images")
         where = f"column {name!r}"
     else:
         series, where = data, "the column"
@@ -244,7 +252,7 @@ def _embed_images(
     *,
     warn: bool = True,
 ) -> tuple[Float32, Bools, list[str | None]]:
-    items = image_items(series, where)
+    items = images_of(series, where)
     announce(clip)
     with progress(len(series), f"Embedding {len(series):,} images") as done:
         rows, valid, reasons = embed_rows(items, len(series), clip, done)
@@ -263,12 +271,8 @@ def _embed_series(
 ) -> tuple[Any, list[str | None]]:
     """Return the stamped vectors of a column of images as a pandas array, and why each image failed."""
     rows, valid, reasons = _embed_images(series, clip, where, warn=warn)
-    return _arrow_series(stamp_vectors(vector_array(rows, valid), clip)), reasons
-
-
-def _arrow_series(array: Any) -> Any:  # noqa: ANN401 - a pa.Array
-    """Return Arrow's memory as an array of pandas."""
-    return pd.arrays.ArrowExtensionArray(pa.chunked_array([array]))
+    vectors = stamp_vectors(vector_array(rows, valid), clip)
+    return pd.arrays.ArrowExtensionArray(pa.chunked_array([vectors])), reasons
 
 
 def _text_vector(clip: ClipEmbedder, text: object) -> Float32:
