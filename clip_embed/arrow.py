@@ -53,8 +53,12 @@ def stamp_vectors(vectors: Vectors, embedder: ClipEmbedder) -> Vectors:
 
 def vector_type(embedder: ClipEmbedder) -> pa.DataType:
     """Return the type of stamped vectors: a fixed-size list of d float32, for a schema."""
-    inner = pa.field("item", pa.float32(), metadata={_STAMP: embedder.stamp().to_json()})
-    return pa.list_(inner, embedder.dim)
+    return stamp_type(embedder.stamp().to_json(), embedder.dim)
+
+
+def stamp_type(stamp: str, dim: int) -> pa.DataType:
+    """Return the type of vectors of dimension `dim` that carry a stamp, as `Stamp.to_json` gives it."""
+    return pa.list_(pa.field("item", pa.float32(), metadata={_STAMP: stamp}), dim)
 
 
 def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the column") -> tuple[Float32, Bools]:

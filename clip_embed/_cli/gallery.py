@@ -36,7 +36,7 @@ meter { display: block; width: 100%; height: 6px; border-radius: 0 }
 class Tile:
     """One picture of a gallery: the image, its name and its cosine similarity (None: not shown)."""
 
-    image: ImageInput
+    image: ImageInput | None
     name: str
     score: float | None = None
 
@@ -67,6 +67,8 @@ def figure(mark: str, tile: Tile, policy: ImagePolicy, edge: int = _THUMBNAIL) -
     """Return a tile as markup; `mark` stands before its score, the picture is at most `edge` pixels large."""
     name = html.escape(tile.name)
     try:
+        if tile.image is None:
+            raise ImageError("no image")  # noqa: TRY301 - shown as other reasons are
         picture = f'<img alt="{name}" loading="lazy" src="{make_thumbnail(tile.image, policy, edge).url}">'
     except ImageError as error:
         picture = f'<div class="none">{html.escape(str(error))}</div>'

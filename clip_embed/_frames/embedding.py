@@ -9,10 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._frames.progress import progress
+from clip_embed._frames.session import announce
 from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
+from clip_embed._warn import warn_caller
 
 Bools = npt.NDArray[np.bool_]
+
+
+def embed_images_of(
+    items: Iterable[tuple[Sequence[int], ImageInput]], n: int, embedder: ClipEmbedder, *, warn: bool = True
+) -> tuple[Float32, Bools, list[str | None]]:
+    """Embed images as `embed_rows` does, with what people want to see: the model, a bar, failures."""
+    announce(embedder)
+    with progress(n, f"Embedding {n:,} images") as done:
+        rows, valid, reasons = embed_rows(items, n, embedder, done)
+    failed = [reason for reason in reasons if reason is not None]
+    if warn and failed:
+        warn_caller(f"{len(failed):,} of {n:,} images failed ({failed[0]}): `failures` lists them")
+    return rows, valid, reasons
 
 
 def embed_rows(

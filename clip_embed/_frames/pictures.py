@@ -44,7 +44,7 @@ def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: Image
 def make_tile(image: ImageInput | None, texts: Sequence[str], score: float | None) -> Tile:
     """Return the tile of an image with its name and other texts under it; None is one without a picture."""
     words = " · ".join(filter(None, [short_name(image), *texts]))
-    return Tile(b"" if image is None else image, words, score)
+    return Tile(image, words, score)
 
 
 def short_name(image: object) -> str:
@@ -70,13 +70,22 @@ class Scatter:
         Path(file).write_text(self.svg, "utf-8")
 
 
-def draw_scatter(
-    points: Float32, images: Callable[[int], ImageInput | None], names: Sequence[str], policy: ImagePolicy
+def draw_map(
+    points: Float32, images: Callable[[int], ImageInput | None], labels: Sequence[str], policy: ImagePolicy
 ) -> Scatter:
-    """Draw n images at their points (n, 2): up to 240 of them as thumbnails, the others as dots.
+    """Draw n images at their points (n, 2), none where NaN: up to 240 thumbnails, the others as dots.
 
-    `images` gives the image of a row, None where it has none; `names` are shown under the pointer.
+    `images` gives the image of a row, None where it has none; `labels` and names show under the pointer.
     """
+    rows = np.flatnonzero(~np.isnan(points[:, 0])).tolist()
+    pictures = [images(row) for row in rows]
+    names = [f"{labels[row]} {short_name(image)}".strip() for row, image in zip(rows, pictures, strict=True)]
+    return _draw(points[rows], pictures, names, policy)
+
+
+def _draw(
+    points: Float32, images: Sequence[ImageInput | None], names: Sequence[str], policy: ImagePolicy
+) -> Scatter:
     spread = np.linspace(0, len(points) - 1, min(_THUMBS, len(points)))
     shown = np.unique(spread.astype(np.int64))
     places = _fit(points)
@@ -84,7 +93,7 @@ def draw_scatter(
     dots = [_dot(places[row], names[row]) for row in np.setdiff1d(np.arange(len(points)), shown)]
 
     def draw(row: int) -> str:
-        image = images(row)
+        image = images[row]
         return (
             _dot(places[row], names[row])
             if image is None

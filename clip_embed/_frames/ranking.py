@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip_embed._frames.embedding import Bools
+from clip_embed._frames.vectors import VectorColumn
 from clip_embed._types import Float32
 from clip_embed.errors import MissingExtra
 
@@ -30,12 +31,20 @@ def best(scores: Float32, k: int) -> Places:
     return known[np.argsort(-values, kind="stable")]
 
 
-def group_alike(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Float32]:
-    """Group rows that are alike: (n,) the place of the first row of each one's group, (n,) cosine to it.
+def group_alike(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Places, Float32]:
+    """Find rows (k,) that are like another: their places, their groups from 0, the cosines to the first.
 
-    In order, each row joins the earliest first row that it has a cosine of at least `threshold` to, or
-    else becomes one itself: no chain joins what is not alike. A row that is not valid is its own.
+    In order, each row joins the earliest first row of a group that it has a cosine of at least `threshold`
+    to, or else may become one itself: no chain joins what is not alike. Rows come group by group.
     """
+    heads, cosines = _heads(units, valid, threshold)
+    alike = np.flatnonzero(np.bincount(heads, minlength=len(heads))[heads] > 1)
+    rows = alike[np.argsort(heads[alike], kind="stable")]
+    return rows, np.unique(heads[rows], return_inverse=True)[1], cosines[rows]
+
+
+def _heads(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Float32]:
+    """Return the place of the first row of each one's group, its own where it is alone, and the cosine."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is a cosine similarity from -1 to 1, not {threshold!r}")
     heads = np.arange(len(units))
@@ -69,12 +78,21 @@ def _join(
     leads[joined] = False
 
 
-def project_rows(units: Float32, method: Method) -> Float32:
-    """Return float32 (n, 2) that keeps neighbours together; the same input gives the same output."""
-    if method == "umap":
-        return _umap(units)
-    if method != "pca":  # pyright: ignore[reportUnnecessaryComparison]
+def project_rows(vectors: VectorColumn, method: Method) -> Float32:
+    """Return float32 (n, 2) that keeps neighbours together, NaN without a vector; equal in, equal out."""
+    valid = vectors.valid
+    places = np.full((len(valid), 2), np.nan, np.float32)
+    units = vectors.units()[valid]
+    if method == "pca":
+        places[valid] = _pca(units)
+    elif method == "umap":
+        places[valid] = _umap(units)
+    else:
         raise ValueError(f"method must be 'pca' or 'umap', not {method!r}")
+    return places
+
+
+def _pca(units: Float32) -> Float32:
     if len(units) < 2:
         return np.zeros((len(units), 2), np.float32)
     centred = units - units.mean(axis=0, dtype=np.float64).astype(np.float32)

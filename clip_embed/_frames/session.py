@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from typing import Any
+
+import numpy as np
 
 from clip_embed._default import default_embedder
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._frames.progress import in_notebook
+from clip_embed._types import Float32
+from clip_embed._vectors import unit_rows
+from clip_embed.errors import SpaceMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +58,28 @@ def announce(embedder: ClipEmbedder) -> None:
         print(line)
     elif sys.stderr is not None and sys.stderr.isatty():
         print(line, file=sys.stderr)
+
+
+def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
+    """Return the vector of one text, float32 (1, d)."""
+    if not isinstance(text, str):
+        raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
+    announce(embedder)
+    return embedder.embed_texts([text])
+
+
+def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
+    """Return the vector of one image, float32 (1, d), or the one that is given in its place."""
+    numbers: Any = image.to_numpy() if hasattr(image, "to_numpy") else image
+    if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
+        vector = np.asarray(numbers, np.float32)
+        if vector.shape != (embedder.dim,):
+            raise SpaceMismatch(
+                f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
+            )
+        return unit_rows(vector[None])
+    announce(embedder)
+    return embedder.embed_images([numbers])
 
 
 def _checked(embedder: object) -> ClipEmbedder:

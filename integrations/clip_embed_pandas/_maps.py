@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from clip_embed import ClipEmbedder
-from clip_embed._frames.pictures import Scatter, draw_scatter, short_name
+from clip_embed._frames.pictures import Scatter, draw_map
 from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import the_embedder
-from clip_embed._types import Float32
 from clip_embed_pandas._columns import first_images, is_missing, pick
 from clip_embed_pandas._verbs import Data, compared
 
@@ -30,7 +28,7 @@ def project(
     groups together and needs the extra `umap` (MissingExtra). `column` as in `score`. The same frame gives
     the same places.
     """
-    points = _points(data, method, column, embedder)
+    points = project_rows(compared(data, column, the_embedder(embedder)), method)
     frame = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data.to_frame()
     frame["x"], frame["y"] = points[:, 0], points[:, 1]
     return frame
@@ -50,22 +48,13 @@ def plot(
     than 240 rows, evenly spread ones are pictures and the others dots. The pointer shows names and enlarges.
     """
     frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
-    points = _points(data, method, column, embedder)
-    rows = np.flatnonzero(~np.isnan(points[:, 0]))
+    clip = the_embedder(embedder)
+    points = project_rows(compared(data, column, clip), method)
     name = first_images(frame) if image is None else image
-    pictures: Any = None if name is None else pick(frame, name, "images")[1].iloc[rows]
-    labels = [str(label) for label in frame.index[rows]]
+    pictures: Any = None if name is None else pick(frame, name, "images")[1]
 
     def image_of(row: int) -> Any:  # noqa: ANN401
         value = None if pictures is None else pictures.iloc[row]
         return None if is_missing(value) else value
 
-    names = [f"{label} {short_name(image_of(row))}".strip() for row, label in enumerate(labels)]
-    return draw_scatter(points[rows], image_of, names, the_embedder(embedder).policy)
-
-
-def _points(data: Data, method: Method, column: Hashable | None, embedder: ClipEmbedder | None) -> Float32:
-    vectors = compared(data, column, the_embedder(embedder))
-    points = np.full((len(data), 2), np.nan, np.float32)
-    points[vectors.valid] = project_rows(vectors.units()[vectors.valid], method)
-    return points
+    return draw_map(points, image_of, [str(label) for label in frame.index], clip.policy)

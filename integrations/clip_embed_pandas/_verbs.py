@@ -13,15 +13,12 @@ import pyarrow.compute as pc
 
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed._classify import DEFAULT_TEMPLATES
-from clip_embed._frames.embedding import Bools, embed_rows
-from clip_embed._frames.progress import progress
+from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import best, group_alike
-from clip_embed._frames.session import announce, the_embedder
+from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, open_vectors
 from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
-from clip_embed._vectors import unit_rows
-from clip_embed._warn import warn_caller
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed_pandas._columns import images_of, pick, vector_column
 from clip_embed_pandas._gallery import Gallery, as_gallery
@@ -88,7 +85,7 @@ def score(
     Raises SpaceMismatch for vectors of another model, else as `embed`.
     """
     clip = the_embedder(embedder)
-    query = _text_vector(clip, text)
+    query = text_vector(clip, text)
     cosines = compared(data, column, clip).cosines(query)[:, 0]
     return pd.Series(cosines, index=data.index, name="score")
 
@@ -128,7 +125,7 @@ def similar(
     Raises ImageBatchError where the image cannot be used.
     """
     clip = the_embedder(embedder)
-    query = _image_vector(clip, image)
+    query = image_vector(clip, image)
     return _ranked(data, compared(data, column, clip).cosines(query)[:, 0], k, into)
 
 
@@ -170,13 +167,9 @@ def duplicates(
     """
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
-    heads, cosines = group_alike(vectors.units(), vectors.valid, threshold)
-    sizes = np.bincount(heads, minlength=len(heads))
-    rows = np.flatnonzero(sizes[heads] > 1)
-    rows = rows[np.argsort(heads[rows], kind="stable")]
+    rows, groups, cosines = group_alike(vectors.units(), vectors.valid, threshold)
     result = _frame(data).iloc[rows]
-    result["group"] = np.unique(heads[rows], return_inverse=True)[1]
-    result["score"] = cosines[rows]
+    result["group"], result["score"] = groups, cosines
     return as_gallery(result, score="score", texts=("group",))
 
 
@@ -241,25 +234,8 @@ def compared(data: Data, column: Hashable | None, clip: ClipEmbedder) -> VectorC
     vectors = vector_column(series)
     if vectors is not None:
         return open_vectors(vectors, clip, where)
-    rows, valid, _ = _embed_images(series, clip, where)
+    rows, valid, _ = embed_images_of(images_of(series, where), len(series), clip)
     return VectorColumn([Part(rows, np.where(valid, np.float32(1), np.float32(np.nan)))], clip.dim)
-
-
-def _embed_images(
-    series: Any,  # noqa: ANN401 - a Series
-    clip: ClipEmbedder,
-    where: str,
-    *,
-    warn: bool = True,
-) -> tuple[Float32, Bools, list[str | None]]:
-    items = images_of(series, where)
-    announce(clip)
-    with progress(len(series), f"Embedding {len(series):,} images") as done:
-        rows, valid, reasons = embed_rows(items, len(series), clip, done)
-    if warn and (failed := sum(reason is not None for reason in reasons)):
-        first = next(reason for reason in reasons if reason is not None)
-        warn_caller(f"{failed:,} of {len(series):,} images failed ({first}, …): `failures` lists them")
-    return rows, valid, reasons
 
 
 def _embed_series(
@@ -270,29 +246,9 @@ def _embed_series(
     warn: bool = True,
 ) -> tuple[Any, list[str | None]]:
     """Return the stamped vectors of a column of images as a pandas array, and why each image failed."""
-    rows, valid, reasons = _embed_images(series, clip, where, warn=warn)
+    rows, valid, reasons = embed_images_of(images_of(series, where), len(series), clip, warn=warn)
     vectors = stamp_vectors(vector_array(rows, valid), clip)
     return pd.arrays.ArrowExtensionArray(pa.chunked_array([vectors])), reasons
-
-
-def _text_vector(clip: ClipEmbedder, text: object) -> Float32:
-    """Return float32 (1, d)."""
-    if not isinstance(text, str):
-        raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
-    announce(clip)
-    return clip.embed_texts([text])
-
-
-def _image_vector(clip: ClipEmbedder, image: object) -> Float32:
-    """Return float32 (1, d) of an image, or of a vector that is given as such."""
-    numbers: Any = image
-    if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 1):
-        vector = np.asarray(numbers, np.float32)
-        if vector.shape != (clip.dim,):
-            raise SpaceMismatch(f"the vector has {vector.size} dimensions, those of this model {clip.dim}")
-        return unit_rows(vector[None])
-    announce(clip)
-    return clip.embed_images([numbers])
 
 
 def _ranked(data: Data, scores: Float32, k: int, into: str) -> Gallery:
