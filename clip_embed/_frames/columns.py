@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from math import isnan
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeAlias, cast
 
@@ -55,11 +56,15 @@ def content_of_type(kind: Any) -> Content | None:  # noqa: ANN401 - a pa.DataTyp
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
         return "images"
     if types.is_struct(kind):
-        return "images" if {"bytes", "path"} & {field.name for field in list(kind)} else "other"
+        return "images" if {"bytes", "path"} & {field.name for field in _fields(kind)} else "other"
     if types.is_dictionary(kind):
         return content_of_type(kind.value_type)
     texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     return None if texts or types.is_null(kind) else "other"
+
+
+def _fields(struct: Any) -> list[Any]:  # noqa: ANN401 - a pa.StructType
+    return [struct.field(place) for place in range(struct.num_fields)]
 
 
 def content_of_values(values: Sequence[object]) -> Content:
@@ -78,7 +83,9 @@ def is_nothing(value: object) -> bool:
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, object]", value)
         return fields.get("bytes") is None and fields.get("path") is None
-    return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+    if isinstance(value, np.floating):
+        value = cast("object", value.item())
+    return value is None or (isinstance(value, float) and isnan(value))
 
 
 def image_items(values: Iterable[object]) -> Generator[tuple[Rows, ImageInput]]:

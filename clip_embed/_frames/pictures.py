@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -32,8 +33,12 @@ _THUMBS, _THUMB, _STEPS = 240, 56, 40
 
 def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: ImagePolicy, more: str) -> str:
     """Return tiles, each with its mark, as HTML; `more` says how the rest of `total` can be seen."""
+
+    def draw(pair: tuple[str, Tile]) -> str:
+        return figure(*pair, policy, _EDGE)
+
     with ThreadPoolExecutor(usable_cores()) as pool:
-        figures = list(pool.map(lambda pair: figure(*pair, policy, _EDGE), marked))
+        figures = list(pool.map(draw, marked))
     rest = ""
     if total > len(marked):
         rest = f"<p>the first {len(marked):,} of {total:,}; <code>{html.escape(more)}</code> shows more</p>"
@@ -49,7 +54,7 @@ def make_tile(image: ImageInput | None, texts: Sequence[str], score: float | Non
 
 def short_name(image: object) -> str:
     """Return how a picture is called under it: its file name, or nothing."""
-    path = image.get("path") if isinstance(image, dict) else image
+    path = cast("dict[str, object]", image).get("path") if isinstance(image, dict) else image
     return Path(path).name if isinstance(path, (str, Path)) else ""
 
 
@@ -90,7 +95,7 @@ def _draw(
     shown = np.unique(spread.astype(np.int64))
     places = _fit(points)
     places[shown] = _push_apart(places[shown])
-    dots = [_dot(places[row], names[row]) for row in np.setdiff1d(np.arange(len(points)), shown)]
+    dots = [_dot(places[row], names[row]) for row in sorted(set(range(len(points))) - set(shown.tolist()))]
 
     def draw(row: int) -> str:
         image = images[row]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
@@ -27,17 +28,14 @@ def _shell() -> object:
 def progress(total: int, label: str) -> Generator[Callable[[int], object]]:
     """Give a function that is told how many more are done; the bar goes away when all are."""
     if in_notebook():
-        bar = _NotebookBar(total, label)
+        page = _NotebookBar(total, label)
         try:
-            yield bar.update
+            yield page.update
         finally:
-            bar.close()
+            page.close()
     elif sys.stderr is not None and sys.stderr.isatty():
-        started = time.perf_counter()
         with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
             yield bar.update
-            if time.perf_counter() - started < _PATIENCE:
-                bar.finish()
     else:
         yield lambda _: None
 
@@ -69,9 +67,8 @@ class _NotebookBar:
             self._show("")
 
     def _show(self, markup: str) -> None:
-        from IPython.display import HTML, display
-
+        shown: Any = import_module("IPython.display")
         if self._handle is None:
-            self._handle = display(HTML(markup), display_id=True)
+            self._handle = shown.display(shown.HTML(markup), display_id=True)
         else:
-            self._handle.update(HTML(markup))
+            self._handle.update(shown.HTML(markup))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -98,16 +99,16 @@ def _pca(units: Float32) -> Float32:
     centred = units - units.mean(axis=0, dtype=np.float64).astype(np.float32)
     axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, :-3:-1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
-    return (centred @ (axes * signs).astype(np.float32)).astype(np.float32)
+    return np.asarray(centred @ (axes * signs).astype(np.float32), np.float32)
 
 
 def _umap(units: Float32) -> Float32:
     try:
-        from umap import UMAP
+        umap: Any = import_module("umap")
     except ModuleNotFoundError as error:
         if error.name != "umap":
             raise
         raise MissingExtra("umap-learn", "umap", "method='umap'") from error
     few = max(2, min(15, len(units) - 1))
-    points = UMAP(n_neighbors=few, metric="cosine", random_state=0, n_jobs=1).fit_transform(units)
-    return cast("Float32", np.asarray(points, np.float32))
+    model = umap.UMAP(n_neighbors=few, metric="cosine", random_state=0, n_jobs=1)
+    return np.asarray(model.fit_transform(units), np.float32)

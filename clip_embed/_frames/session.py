@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from clip_embed._default import default_embedder
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._frames.progress import in_notebook
+from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import SpaceMismatch
@@ -70,7 +71,9 @@ def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
 
 def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
     """Return the vector of one image, float32 (1, d), or the one that is given in its place."""
-    numbers: Any = image.to_numpy() if hasattr(image, "to_numpy") else image
+    numbers: Any = image
+    if hasattr(image, "to_numpy"):  # a row of a column of polars
+        numbers = numbers.to_numpy()
     if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
         vector = np.asarray(numbers, np.float32)
         if vector.shape != (embedder.dim,):
@@ -79,7 +82,7 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
             )
         return unit_rows(vector[None])
     announce(embedder)
-    return embedder.embed_images([numbers])
+    return embedder.embed_images([cast("ImageInput", image)])
 
 
 def _checked(embedder: object) -> ClipEmbedder:

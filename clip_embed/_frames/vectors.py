@@ -41,7 +41,8 @@ class VectorColumn:
     @property
     def valid(self) -> Bools:
         """bool (n,): which rows have a vector that can be compared."""
-        return np.isfinite(np.concatenate([np.empty(0, np.float32), *(part.lengths for part in self.parts)]))
+        lengths = np.concatenate([np.empty(0, np.float32), *(part.lengths for part in self.parts)])
+        return np.asarray(np.isfinite(lengths), np.bool_)
 
     def cosines(self, queries: Float32) -> Float32:
         """Return the cosine similarity with m unit vectors (m, d): float32 (n, m), NaN without a vector."""
@@ -75,9 +76,9 @@ def open_vectors(column: Column, embedder: ClipEmbedder, where: str) -> VectorCo
         return VectorColumn([Part(rows, lengths.astype(np.float32))], rows.shape[1])
     for part in [column, *chunks]:  # concat joins columns of two models without a word
         check_stamp(stamp_of(part.type, where), kind.list_size, embedder, where)
-    rows = [flat_rows(chunk) for chunk in chunks]
-    lengths = _remembered(column, lambda: list(map(_measure, rows, chunks)))
-    return VectorColumn(list(map(Part, rows, lengths)), kind.list_size)
+    blocks = [flat_rows(chunk) for chunk in chunks]
+    measured = _remembered(column, lambda: list(map(_measure, blocks, chunks)))
+    return VectorColumn(list(map(Part, blocks, measured)), kind.list_size)
 
 
 def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray of float32

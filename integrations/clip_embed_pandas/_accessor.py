@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 
@@ -24,7 +24,7 @@ def _verb(function: Callable[..., _T]) -> Callable[..., _T]:
 
     @functools.wraps(function)
     def method(self: Verbs, *args: Any, **kwargs: Any) -> _T:  # noqa: ANN401 - those of the verb
-        return function(self._data, *args, **kwargs)
+        return function(self._data, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
 
     return method
 
@@ -83,7 +83,7 @@ class ClipMethod(FrameVerbs):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of pandas
         fleeting = sys.getrefcount(self) <= _CALLED
-        if kwargs.get("inplace") and fleeting and _is_chained(self.__self__, self._others, sys._getframe(1)):
+        if kwargs.get("inplace") and fleeting and _is_chained(self.__self__, self._others):
             for message in _what_pandas_says(self.__func__):
                 warnings.warn(message, stacklevel=2)
         return self.__func__(self.__self__, *args, **kwargs)
@@ -93,7 +93,7 @@ class ClipMethod(FrameVerbs):
         return self.__self__
 
     @property
-    def __doc__(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __doc__(self) -> str | None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.__func__.__doc__
 
     @property
@@ -131,7 +131,7 @@ class ClipAttribute:
     """The attribute `clip` of a class: on the class pandas' own function, on an object a `ClipMethod`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast("Callable[..., Any]", self), function)
         self._function = function
 
     def __get__(self, data: Any, owner: type | None = None) -> Any:  # noqa: ANN401
@@ -165,14 +165,15 @@ def _count_references() -> tuple[int, int]:
 _FETCHED, _CALLED = _count_references()
 
 
-def _is_chained(data: Any, others: int, frame: types.FrameType) -> bool:  # noqa: ANN401
+def _is_chained(data: Any, others: int) -> bool:  # noqa: ANN401
     """Whether pandas takes an in-place call for one on a temporary object, which changes nothing.
 
     It counts references, and sees one more here than it should: `others` is the count without it.
     """
     if int(pd.__version__.partition(".")[0]) < 3 and not pd.get_option("mode.copy_on_write"):
         return data._is_view_after_cow_rules() and others <= hasattr(data, "_cacher")
-    return others <= 0 and all(value is not data for value in frame.f_locals.values())
+    caller = inspect.stack(0)[2].frame
+    return others <= 0 and all(value is not data for value in caller.f_locals.values())
 
 
 def _what_pandas_says(function: Callable[..., Any]) -> list[Warning | str]:

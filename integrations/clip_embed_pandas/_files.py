@@ -24,8 +24,7 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
     texts: Any = frame.copy(deep=False)
     for place, dtype in enumerate(frame.dtypes):
         if dtype == "object":
-            values = texts.iloc[:, place].map(lambda value: str(value) if isinstance(value, Path) else value)
-            texts.isetitem(place, values)
+            texts.isetitem(place, texts.iloc[:, place].map(_as_text))
     try:
         table = cast("Any", pa).Table.from_pandas(texts)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
@@ -56,13 +55,18 @@ def read_parquet(file: str | Path) -> pd.DataFrame:
     for place, column in enumerate(frame.columns):
         if str(column) in names:
             vectors = table[str(column)].cast(_as_written(table.schema.field(str(column)).type))
-            frame.isetitem(place, pd.Series(pd.arrays.ArrowExtensionArray(vectors), index=frame.index))
+            frame.isetitem(place, pd.arrays.ArrowExtensionArray(vectors))
     return frame
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _as_written(kind: Any) -> Any:  # noqa: ANN401 - a pa.FixedSizeListType
     """Return the type with the name of its numbers that pandas compares too; Parquet calls them "element"."""
-    return pa.list_(pa.field("item", pa.float32(), metadata=kind.field(0).metadata), kind.list_size)
+    metadata = kind.field(0).metadata
+    return cast("Any", pa).list_(pa.field("item", pa.float32(), metadata=metadata), kind.list_size)
 
 
 def _vector_places(schema: Any) -> list[int]:  # noqa: ANN401 - a pa.Schema

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 
-from clip_embed._frames.pictures import SHOWN, Tile, gallery_markup, make_tile
+from clip_embed._cli.gallery import Tile
+from clip_embed._frames.pictures import SHOWN, gallery_markup, make_tile
 from clip_embed._frames.session import the_embedder
 from clip_embed_pandas._columns import first_images, is_missing
 
@@ -39,7 +40,7 @@ class Gallery(pd.DataFrame):
         """Return the pictures of the first rows; None where pandas is not to show HTML."""
         look = self._look
         if look is None or look.image is None or not pd.get_option("display.notebook_repr_html"):
-            return super()._repr_html_()
+            return cast("str | None", cast("Any", super())._repr_html_())
         shown = pd.DataFrame(self.iloc[:SHOWN])
         tiles = [_tile(shown, row, look) for row in range(len(shown))]
         policy = the_embedder(None).policy
@@ -55,7 +56,8 @@ def as_gallery(
 ) -> Gallery:
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
     result = Gallery(frame)
-    result._look = Look(first_images(frame) if image is None else image, score, tuple(texts))
+    look = Look(first_images(frame) if image is None else image, score, tuple(texts))
+    result._look = look  # pyright: ignore[reportPrivateUsage]
     return result
 
 
@@ -64,6 +66,6 @@ def _tile(frame: pd.DataFrame, row: int, look: Look) -> tuple[str, Tile]:
     image: Any = frame[look.image].iloc[row]
     values = [frame[name].iloc[row] for name in look.texts]
     texts = [str(value) for value in values if not is_missing(value)]
-    score = None if look.score is None else frame[look.score].iloc[row]
+    score: Any = None if look.score is None else frame[look.score].iloc[row]
     picture = None if is_missing(image) else image
     return str(frame.index[row]), make_tile(picture, texts, None if is_missing(score) else float(score))

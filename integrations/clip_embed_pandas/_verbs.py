@@ -147,7 +147,7 @@ def classify(
     found = clip.classify(vectors.units(), labels, templates=templates)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = _frame(data)
-    result["label"] = pd.Categorical.from_codes(cast("Any", codes), categories=list(found.labels))
+    result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
     result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
     return as_gallery(result, score="probability", texts=("label",))
 
@@ -274,13 +274,13 @@ def _known_errors(frame: pd.DataFrame, column: Hashable | None) -> str | None:
     if column is not None:
         name = _error_column(str(column))
         return name if name in frame.columns else None
-    names = [name for name in frame.columns if isinstance(name, str) and _error_column(name) in frame.columns]
+    names = [name for name in frame.columns if _error_column(str(name)) in frame.columns]
     found = [name for name in names if vector_column(frame[name]) is not None]
-    return _error_column(found[0]) if len(found) == 1 else None
+    return _error_column(str(found[0])) if len(found) == 1 else None
 
 
 def _fixed_size(array: Any, where: str) -> Any:  # noqa: ANN401 - a pa.Array of lists
-    lengths = pc.list_value_length(array).drop_null().unique().to_pylist()
+    lengths: list[int] = cast("Any", pc).list_value_length(array).drop_null().unique().to_pylist()
     if len(lengths) > 1:
         raise SpaceMismatch(f"{where}: the vectors have different dimensions: {sorted(lengths)}")
     return array.cast(pa.list_(pa.float32(), lengths[0] if lengths else 0))

@@ -58,7 +58,7 @@ def to_vectors(series: pl.Series, clip: ClipEmbedder, where: str) -> VectorColum
     if content(series) != "vectors":
         return None
     dtype: Any = series.dtype
-    plain = series.ext.storage() if isinstance(dtype, pl.BaseExtension) else series
+    plain: Any = series.ext.storage() if isinstance(dtype, pl.BaseExtension) else series
     column: Any = plain.to_arrow()
     stamp = dtype.ext_metadata() if isinstance(dtype, pl.BaseExtension) and dtype.ext_name() == NAME else None
     if stamp is not None:
@@ -83,7 +83,7 @@ def first_images(frame: pl.DataFrame) -> pl.Series | None:
 
 def content(series: pl.Series) -> Content:
     """Say what a column holds, by its type and where that does not tell by its first values."""
-    dtype = series.dtype
+    dtype: Any = series.dtype
     if isinstance(dtype, pl.BaseExtension):
         dtype = dtype.ext_storage()
     if isinstance(dtype, (pl.Array, pl.List)):
