@@ -6,7 +6,6 @@ import functools
 import inspect
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -74,19 +73,18 @@ class SeriesAlias(Verbs):
 class ClipMethod(FrameVerbs):
     """pandas' own bound method `clip` in all that can be seen of it, with the verbs beside."""
 
-    __slots__ = ("__func__", "__self__", "_others")
+    __slots__ = ("__func__", "__self__", "_counting")
 
-    def __init__(self, function: Callable[..., Any], data: Any, others: int) -> None:  # noqa: ANN401
+    def __init__(self, function: Callable[..., Any], counting: Callable[..., Any], data: Any) -> None:  # noqa: ANN401
         self.__func__ = function
+        self._counting = counting
         self.__self__ = data
-        self._others = others
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - those of pandas
-        fleeting = sys.getrefcount(self) <= _CALLED
-        if kwargs.get("inplace") and fleeting and _is_chained(self.__self__, self._others):
-            for message in _what_pandas_says(self.__func__):
-                warnings.warn(message, stacklevel=2)
-        return self.__func__(self.__self__, *args, **kwargs)
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        """The bound method itself: no frame of ours stands between pandas and whom its warnings point at."""
+        fleeting = sys.getrefcount(self) <= _HELD
+        return types.MethodType(self._counting if fleeting else self.__func__, self.__self__)
 
     @property
     def _data(self) -> Any:  # noqa: ANN401
@@ -133,56 +131,46 @@ class ClipAttribute:
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(cast("Callable[..., Any]", self), function)
         self._function = function
+        self._counting = _with_more_references(function)
 
     def __get__(self, data: Any, owner: type | None = None) -> Any:  # noqa: ANN401
-        others = sys.getrefcount(data) - _FETCHED  # first of all, before more references are made
-        return self._function if data is None else ClipMethod(self._function, data, others)
+        return self._function if data is None else ClipMethod(self._function, self._counting, data)
 
 
-def _count_references() -> tuple[int, int]:
-    """Return how many references a descriptor sees to a temporary object, and `__call__` to what it gave."""
+def _with_more_references(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function with the counts of references raised that it compares with.
 
-    class Method:
-        def __init__(self, seen: int) -> None:
-            self.seen = seen
+    pandas warns of an in-place call on a temporary object, which changes nothing, and knows one by having
+    no other reference than the call's. Here there are two more: the accessor's and the bound method's.
+    """
+    if not isinstance(function, types.FunctionType):
+        return function
+    names = ("REF_COUNT", "REF_COUNT_METHOD")
+    raised = {name: function.__globals__[name] + 2 for name in names if name in function.__globals__}
+    scope = {**function.__globals__, **raised}
+    same = types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    same.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(same, function)
 
-        def __call__(self, *args: object, **kwargs: object) -> tuple[int, int]:
-            return self.seen, sys.getrefcount(self)
 
-    class Attribute:
-        def __get__(self, data: object, owner: type | None = None) -> Method:
-            return Method(sys.getrefcount(data))
+def _count_references() -> int:
+    """Return how many references there are to an object that is called as soon as it is made."""
+
+    class Fleeting:
+        @property
+        def __call__(self) -> Callable[..., int]:
+            count = sys.getrefcount(self)
+            return lambda *args, **kwargs: count
 
     class Owner:
-        attribute = Attribute()
+        attribute = property(lambda self: Fleeting())
 
-        def __getattr__(self, name: str) -> object:
-            raise AttributeError(name)
-
-    return Owner().attribute(0, inplace=True)
+    return cast("Any", Owner()).attribute(0, inplace=True)
 
 
-_FETCHED, _CALLED = _count_references()
-
-
-def _is_chained(data: Any, others: int) -> bool:  # noqa: ANN401
-    """Whether pandas takes an in-place call for one on a temporary object, which changes nothing.
-
-    It counts references, and sees one more here than it should: `others` is the count without it.
-    """
-    if int(pd.__version__.partition(".")[0]) < 3 and not pd.get_option("mode.copy_on_write"):
-        return data._is_view_after_cow_rules() and others <= hasattr(data, "_cacher")
-    caller = inspect.stack(0)[2].frame
-    return others <= 0 and all(value is not data for value in caller.f_locals.values())
-
-
-def _what_pandas_says(function: Callable[..., Any]) -> list[Warning | str]:
-    """Return the warnings for such a call, in the words of this version of pandas and its mode."""
-    frame = pd.DataFrame({"a": [0.0]})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function(frame["a"], 0, inplace=True)
-    return [each.message for each in caught]
+_HELD = _count_references()
 
 
 def install() -> None:
