@@ -88,6 +88,7 @@ def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray 
     if not len(values):
         return np.empty((0, dim), np.float32)
     numbers: Float32 = np.frombuffer(values.buffers()[1], np.float32, len(values), values.offset * 4)
+    numbers.flags.writeable = False  # Arrow's arrays never change
     return numbers.reshape(-1, dim)
 
 
