@@ -10,6 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_embed.arrow import stamp_type
+
 _PARQUET: Any = pq
 
 
@@ -54,7 +56,7 @@ def read_parquet(file: str | Path) -> pd.DataFrame:
     table = _PARQUET.read_table(file, columns=names)
     for place, column in enumerate(frame.columns):
         if str(column) in names:
-            vectors = table[str(column)].cast(_as_written(table.schema.field(str(column)).type))
+            vectors = table[str(column)].cast(_as_written(table.schema.field(str(column))))
             frame.isetitem(place, pd.arrays.ArrowExtensionArray(vectors))
     return frame
 
@@ -63,10 +65,18 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _as_written(kind: Any) -> Any:  # noqa: ANN401 - a pa.FixedSizeListType
-    """Return the type with the name of its numbers that pandas compares too; Parquet calls them "element"."""
-    metadata = kind.field(0).metadata
-    return cast("Any", pa).list_(pa.field("item", pa.float32(), metadata=metadata), kind.list_size)
+def _as_written(field: Any) -> Any:  # noqa: ANN401 - a pa.Field
+    """Return the type of a column of vectors as `embed` makes it.
+
+    Parquet calls the numbers "element", and pandas compares that name too; polars keeps the stamp as the
+    metadata of its own type.
+    """
+    metadata = field.type.field(0).metadata
+    outer: dict[bytes, bytes] = field.metadata or {}
+    if outer.get(b"ARROW:extension:name") == b"clip_embed.vectors":
+        return stamp_type(outer[b"ARROW:extension:metadata"].decode(), field.type.list_size)
+    inner = pa.field("item", pa.float32(), metadata=metadata)
+    return cast("Any", pa).list_(inner, field.type.list_size)
 
 
 def _vector_places(schema: Any) -> list[int]:  # noqa: ANN401 - a pa.Schema
