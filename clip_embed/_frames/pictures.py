@@ -29,6 +29,7 @@ figure img, figure .none {{ margin: 0 }} p {{ margin: .4rem 0 0 }}
 }}</style>"""
 _WIDTH, _HEIGHT, _MARGIN = 900, 600, 34
 _THUMBS, _THUMB, _STEPS = 240, 56, 40
+_DENSITY = 1.5  # pixels of a thumbnail for each of the drawing: sharp on most screens
 
 
 def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: ImagePolicy, more: str) -> str:
@@ -157,10 +158,10 @@ def _dot(place: Float32, name: str) -> str:
 
 def _picture(place: Float32, image: ImageInput, name: str, policy: ImagePolicy) -> str:
     try:
-        small = make_thumbnail(image, policy, 2 * _THUMB)
+        small = make_thumbnail(image, policy, round(_DENSITY * _THUMB))
     except ImageError as error:
         return _dot(place, f"{name}: {error}")
-    width, height = small.width / 2, small.height / 2
+    width, height = small.width / _DENSITY, small.height / _DENSITY
     x, y = place[0] - width / 2, place[1] - height / 2
     box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 import weakref
 from typing import Any, cast
 
@@ -51,7 +52,9 @@ def announce(embedder: ClipEmbedder) -> None:
     """
     if embedder in _announced:
         return
-    embedder.load()
+    with warnings.catch_warnings():  # transformers' bars ask for widgets that a notebook may not have
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        embedder.load()
     _announced.add(embedder)
     line = f"clip-embed: {embedder.name} on {embedder.device}, {embedder.precision}"
     logger.info(line)
