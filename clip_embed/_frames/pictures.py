@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,9 @@ def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: Image
     return _encodable(page)
 
 
-def make_tile(image: ImageInput | None, texts: Sequence[str], score: float | None) -> Tile:
-    """Return the tile of an image with its name and other texts under it; None is one without a picture."""
+def make_tile(image: ImageInput | None, facts: Mapping[str, object], score: float | None) -> Tile:
+    """Return the tile of an image with its name and other facts under it; None is one without a picture."""
+    texts = [fact if isinstance(fact, str) else f"{name} {fact}" for name, fact in facts.items()]
     words = " · ".join(filter(None, [short_name(image), *texts]))
     return Tile(image, words, score)
 

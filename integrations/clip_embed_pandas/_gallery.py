@@ -64,8 +64,8 @@ def as_gallery(
 def _tile(frame: pd.DataFrame, row: int, look: Look) -> tuple[str, Tile]:
     """Return a row's label in the index, and its tile."""
     image: Any = frame[look.image].iloc[row]
-    values = [frame[name].iloc[row] for name in look.texts]
-    texts = [str(value) for value in values if not is_missing(value)]
+    values = {str(name): frame[name].iloc[row] for name in look.texts}
+    texts = {name: value for name, value in values.items() if not is_missing(value)}
     score: Any = None if look.score is None else frame[look.score].iloc[row]
     picture = None if is_missing(image) else image
     return str(frame.index[row]), make_tile(picture, texts, None if is_missing(score) else float(score))
