@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
+from clip_embed._warn import warn_caller
 from clip_embed.demo import captions, photos
 from clip_embed.errors import SpaceMismatch
 
@@ -100,11 +100,9 @@ def check_stamp(stamp: Stamp | None, dim: int, embedder: _Embedder, where: str) 
             "made by another model"
         )
     if stamp is None:
-        warnings.warn(
+        warn_caller(
             f"{where}: nothing says which model made these vectors; they are taken for those of this one "
-            "because their dimension fits",
-            UserWarning,
-            stacklevel=3,
+            "because their dimension fits"
         )
         return
     if stamp.space == embedder.space:

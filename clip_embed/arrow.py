@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._frames.embedding import embed_rows
 from clip_embed._stamp import Stamp, check_stamp
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
@@ -30,16 +31,8 @@ def embed_images(column: Column, embedder: ClipEmbedder) -> tuple[Vectors, pa.St
     Null in gives null in both; a failed image gives a null vector and its reason. Raises
     TypeError for any other type of column.
     """
-    rows = np.zeros((len(column), embedder.dim), np.float32)
-    valid = np.zeros(len(column), bool)
-    reasons: list[str | None] = [None] * len(column)
-    present = ((index, value) for index, value in enumerate(image_values(column)) if value is not None)
-    with embedder.stream_images(present) as batches:
-        for batch in batches:
-            places = np.array(batch.keys, np.int64)
-            rows[places], valid[places] = batch.vectors, True
-            for failure in batch.failures:
-                reasons[cast("int", failure.key)] = failure.reason
+    present = (([row], value) for row, value in enumerate(image_values(column)) if value is not None)
+    rows, valid, reasons = embed_rows(present, len(column), embedder)
     return vector_array(rows, valid), pa.array(reasons, pa.string())
 
 
@@ -60,8 +53,12 @@ def stamp_vectors(vectors: Vectors, embedder: ClipEmbedder) -> Vectors:
 
 def vector_type(embedder: ClipEmbedder) -> pa.DataType:
     """Return the type of stamped vectors: a fixed-size list of d float32, for a schema."""
-    inner = pa.field("item", pa.float32(), metadata={_STAMP: embedder.stamp().to_json()})
-    return pa.list_(inner, embedder.dim)
+    return stamp_type(embedder.stamp().to_json(), embedder.dim)
+
+
+def stamp_type(stamp: str, dim: int) -> pa.DataType:
+    """Return the type of vectors of dimension `dim` that carry a stamp, as `Stamp.to_json` gives it."""
+    return pa.list_(pa.field("item", pa.float32(), metadata={_STAMP: stamp}), dim)
 
 
 def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the column") -> tuple[Float32, Bools]:
@@ -82,7 +79,7 @@ def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the colum
     if len(lengths) > 1:
         raise SpaceMismatch(f"{where}: the vectors have different dimensions: {sorted(lengths)}")
     dim: int = kind.list_size if pa.types.is_fixed_size_list(kind) else (*lengths, embedder.dim)[0]
-    check_stamp(_stamp_of(kind, where), dim, embedder, where)
+    check_stamp(stamp_of(kind, where), dim, embedder, where)
     values: Any = present.flatten().cast(pa.float32())
     if values.null_count:
         raise TypeError(f"{where}: a vector has NULL among its numbers")
@@ -91,7 +88,8 @@ def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the colum
     return rows, valid
 
 
-def _stamp_of(kind: Any, where: str) -> Stamp | None:  # noqa: ANN401 - one of pyarrow's list types
+def stamp_of(kind: Any, where: str) -> Stamp | None:  # noqa: ANN401 - one of pyarrow's list types
+    """Return the stamp that a type of vectors carries. Raises SpaceMismatch where it cannot be read."""
     metadata = cast("dict[bytes, bytes]", kind.field(0).metadata or {})
     if (text := metadata.get(_STAMP)) is None:
         return None

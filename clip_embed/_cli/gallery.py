@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from clip_embed._cli.signals import keeping
-from clip_embed._images.source import opened, orientation, read_encoded, to_rgb, upright
+from clip_embed._images.source import ImageInput
+from clip_embed._images.thumbnail import make_thumbnail
 from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
 
@@ -25,7 +22,7 @@ body { font: 15px/1.4 system-ui, sans-serif; max-width: 1180px; margin: 2rem aut
 h1 { font-size: 1.3rem; margin: 0 } p { color: var(--soft); margin: .3rem 0 1.2rem }
 code { font: 13px ui-monospace, monospace }
 """.strip()
-_STYLE = """
+STYLE = """
 main { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)) }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden }
 figure img, figure .none { display: block; width: 100%; aspect-ratio: 4 / 3; background: var(--line) }
@@ -43,7 +40,7 @@ meter { display: block; width: 100%; height: 6px; border-radius: 0 }
 class Tile:
     """One picture of a gallery: the image, its name and its cosine similarity (None: not shown)."""
 
-    image: str | Path | bytes
+    image: ImageInput | None
     name: str
     score: float | None = None
 
@@ -55,9 +52,11 @@ def write_gallery(
 
     Names and texts are escaped; an image that cannot be decoded is a tile that says why.
     """
-    figures = "\n".join(_figure(rank, tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1))
+    figures = "\n".join(
+        figure(str(rank), tile, policy or ImagePolicy()) for rank, tile in enumerate(tiles, 1)
+    )
     write_page(
-        file, title, f"<p><code>{html.escape(note)}</code></p>\n<main>\n{figures}\n</main>", style=_STYLE
+        file, title, f"<p><code>{html.escape(note)}</code></p>\n<main>\n{figures}\n</main>", style=STYLE
     )
 
 
@@ -75,10 +74,12 @@ def write_page(file: Path, title: str, body: str, *, style: str) -> None:
         )
 
 
-def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
-    name = html.escape(tile.name)
+def figure(mark: str, tile: Tile, policy: ImagePolicy, edge: int = _THUMBNAIL) -> str:
+    """Return a tile as markup; `mark` stands before its score, the picture is at most `edge` pixels large."""
     try:
-        picture = thumbnail(tile.image, tile.name, policy)
+        if tile.image is None:
+            raise ImageError("no image")  # noqa: TRY301 - shown as other reasons are
+        picture = thumbnail(tile.image, tile.name, policy, edge)
     except ImageError as error:
         picture = f'<div class="none">{html.escape(str(error))}</div>'
     score = ""
@@ -86,21 +87,14 @@ def _figure(rank: int, tile: Tile, policy: ImagePolicy) -> str:
         share = min(max(tile.score, 0.0), 1.0)
         score = f"<b>{tile.score:.3f}</b>"
         picture += f'<meter min="0" max="1" value="{share:.3f}"></meter>'
-    return f"<figure>{picture}<figcaption><span>{rank}</span>{score}<div>{name}</div></figcaption></figure>"
+    head = f"<span>{html.escape(mark)}</span>{score}"
+    return f"<figure>{picture}<figcaption>{head}<div>{html.escape(tile.name)}</div></figcaption></figure>"
 
 
-def thumbnail(source: str | Path | bytes, name: str, policy: ImagePolicy) -> str:
+def thumbnail(source: ImageInput, name: str, policy: ImagePolicy, edge: int = _THUMBNAIL) -> str:
     """Return an image as markup, small and inlined; `name` stands for it. Raises ImageError."""
-    encoded = read_encoded(source, policy)
-    with opened(source, encoded, policy) as image:
-        image.draft(None, (_THUMBNAIL, _THUMBNAIL))  # a JPEG is decoded no larger than needed
-        image.load()
-        small = to_rgb(upright(image, orientation(image, policy)), policy)
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82)
-    content = base64.b64encode(stream.getvalue()).decode("ascii")
+    small = make_thumbnail(source, policy, edge)
     return (
         f'<img alt="{html.escape(name)}" width="{small.width}" height="{small.height}" loading="lazy" '
-        f'decoding="async" src="data:image/jpeg;base64,{content}">'
+        f'decoding="async" src="{small.url}">'
     )

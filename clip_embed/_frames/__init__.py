@@ -1,0 +1,1 @@
+"""What the integrations of data frames share: columns of vectors, ranking, pictures in notebooks."""

@@ -1,0 +1,96 @@
+"""The embedder that a verb works with, and the one line that says which it is."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+import weakref
+from typing import Any, cast
+
+import numpy as np
+
+from clip_embed._default import default_embedder
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._frames.progress import in_notebook
+from clip_embed._images.source import ImageInput
+from clip_embed._types import Float32
+from clip_embed._vectors import unit_rows
+from clip_embed.errors import SpaceMismatch
+
+logger = logging.getLogger(__name__)
+
+_chosen: ClipEmbedder | None = None
+_announced = weakref.WeakSet[ClipEmbedder]()
+
+
+def use(embedder: ClipEmbedder | None) -> None:
+    """Take this embedder wherever none is given, in pandas and in polars; None goes back to the default.
+
+    >>> from clip_embed import ClipEmbedder
+    >>> from clip_embed_pandas import use
+    >>> use(ClipEmbedder("offline"))
+
+    The default is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. Raises TypeError for
+    anything but a ClipEmbedder.
+    """
+    global _chosen
+    _chosen = None if embedder is None else _checked(embedder)
+
+
+def the_embedder(given: ClipEmbedder | None) -> ClipEmbedder:
+    """Return the embedder that was given, else the one in use, else the default."""
+    if given is not None:
+        return _checked(given)
+    return default_embedder() if _chosen is None else _chosen
+
+
+def announce(embedder: ClipEmbedder) -> None:
+    """Say once which model computes, and where: to people on a screen, and to the log.
+
+    Programs whose output goes elsewhere get the line of the log only.
+    """
+    if embedder in _announced:
+        return
+    with warnings.catch_warnings():  # transformers' bars ask for widgets that a notebook may not have
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        embedder.load()
+    _announced.add(embedder)
+    line = f"clip-embed: {embedder.name} on {embedder.device}, {embedder.precision}"
+    logger.info(line)
+    if in_notebook():
+        print(line)
+    elif sys.stderr is not None and sys.stderr.isatty():
+        print(line, file=sys.stderr)
+
+
+def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
+    """Return the vector of one text, float32 (1, d)."""
+    if not isinstance(text, str):
+        raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
+    announce(embedder)
+    return embedder.embed_texts([text])
+
+
+def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
+    """Return the vector of one image, float32 (1, d), or the one that is given in its place."""
+    numbers: Any = image
+    if hasattr(image, "to_numpy"):  # a row of a column of polars
+        numbers = numbers.to_numpy()
+    if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
+        vector = np.asarray(numbers, np.float32)
+        if vector.shape != (embedder.dim,):
+            raise SpaceMismatch(
+                f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
+            )
+        return unit_rows(vector[None])
+    announce(embedder)
+    return embedder.embed_images([cast("ImageInput", image)])
+
+
+def _checked(embedder: object) -> ClipEmbedder:
+    if not isinstance(embedder, ClipEmbedder):
+        raise TypeError(
+            f"the embedder must be a ClipEmbedder, not {type(embedder).__name__}: ClipEmbedder('offline')"
+        )
+    return embedder

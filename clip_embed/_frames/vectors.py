@@ -1,0 +1,116 @@
+"""Columns of vectors, compared with queries where they lie in memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._frames.embedding import Bools
+from clip_embed._stamp import check_stamp
+from clip_embed._types import Float32
+from clip_embed.arrow import Column, read_vectors, stamp_of
+
+_BLOCK = 256  # rows whose numbers stay in a core's own cache
+
+# Lengths of the vectors of columns that are alive. Arrow's columns never change, and pandas keeps the object.
+_LENGTHS: dict[int, tuple[weakref.ref[Any], list[Float32]]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive rows of a column: float32 (n, d) as they are stored, and their lengths (n,)."""
+
+    rows: Float32
+    lengths: Float32
+    """NaN where there is no vector, or one without a direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorColumn:
+    """A column of n vectors of dimension d."""
+
+    parts: Sequence[Part]
+    dim: int
+
+    @property
+    def valid(self) -> Bools:
+        """bool (n,): which rows have a vector that can be compared."""
+        lengths = np.concatenate([np.empty(0, np.float32), *(part.lengths for part in self.parts)])
+        return np.asarray(np.isfinite(lengths), np.bool_)
+
+    def cosines(self, queries: Float32) -> Float32:
+        """Return the cosine similarity with m unit vectors (m, d): float32 (n, m), NaN without a vector."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            blocks = [(part.rows @ queries.T) / part.lengths[:, None] for part in self.parts]
+        return np.concatenate([np.empty((0, len(queries)), np.float32), *blocks])
+
+    def units(self) -> Float32:
+        """Return float32 (n, d): rows of unit length, zeros where there is no vector."""
+        blocks = [np.empty((0, self.dim), np.float32)]
+        for part in self.parts:
+            known = np.isfinite(part.lengths)[:, None]
+            with np.errstate(invalid="ignore", over="ignore"):
+                blocks.append(np.where(known, part.rows / part.lengths[:, None], np.float32(0)))
+        return np.concatenate(blocks)
+
+
+def open_vectors(column: Column, embedder: ClipEmbedder, where: str) -> VectorColumn:
+    """Take a column of vectors that are to be compared with those of `embedder`.
+
+    A fixed-size list of float32 is not copied, any other list of floats is. Raises SpaceMismatch for
+    another dimension or another model's stamp, also of a part of the column; TypeError for anything but
+    lists of floats. Warns where nothing says which model made them. `where` names the column.
+    """
+    kind: Any = column.type
+    chunks: list[Any] = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    fixed = pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)
+    if not fixed or any(chunk.values.null_count and chunk.flatten().null_count for chunk in chunks):
+        rows, valid = read_vectors(column, embedder, where)
+        lengths = np.where(valid & np.isfinite(rows).all(axis=1) & rows.any(axis=1), 1, np.nan)
+        return VectorColumn([Part(rows, lengths.astype(np.float32))], rows.shape[1])
+    for part in [column, *chunks]:  # concat joins columns of two models without a word
+        check_stamp(stamp_of(part.type, where), kind.list_size, embedder, where)
+    blocks = [flat_rows(chunk) for chunk in chunks]
+    measured = _remembered(column, lambda: list(map(_measure, blocks, chunks)))
+    return VectorColumn(list(map(Part, blocks, measured)), kind.list_size)
+
+
+def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray of float32
+    """Return float32 (n, d), the numbers of fixed-size lists where they lie; any numbers for null."""
+    dim: int = array.type.list_size
+    values = array.values.slice(array.offset * dim, len(array) * dim)
+    if not len(values):
+        return np.empty((0, dim), np.float32)
+    numbers: Float32 = np.frombuffer(values.buffers()[1], np.float32, len(values), values.offset * 4)
+    numbers.flags.writeable = False  # Arrow's arrays never change
+    return numbers.reshape(-1, dim)
+
+
+def _remembered(column: Column, measure: Callable[[], list[Float32]]) -> list[Float32]:
+    """Return the lengths of a column's vectors, measured once in its lifetime."""
+    key = id(column)
+    if (known := _LENGTHS.get(key)) is not None and known[0]() is column:
+        return known[1]
+
+    def forget(_: object) -> None:
+        _LENGTHS.pop(key, None)
+
+    _LENGTHS[key] = weakref.ref(column, forget), measure()
+    return _LENGTHS[key][1]
+
+
+def _measure(rows: Float32, array: Any) -> Float32:  # noqa: ANN401
+    lengths = np.empty(len(rows), np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            lengths[start : start + _BLOCK] = np.sqrt(np.einsum("nd,nd->n", block, block))
+    present = cast("Bools", np.asarray(array.is_valid()))
+    lengths[~(present & np.isfinite(lengths) & (lengths > 0))] = np.nan
+    return lengths

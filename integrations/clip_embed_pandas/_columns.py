@@ -1,0 +1,121 @@
+"""Which columns of a frame hold images or vectors, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Iterator
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from clip_embed._frames.columns import (
+    LOOKED_AT,
+    Content,
+    Rows,
+    choose,
+    content_of_type,
+    content_of_values,
+    image_items,
+    is_nothing,
+    list_names,
+    no_images,
+)
+from clip_embed._images.source import ImageInput
+from clip_embed.arrow import Column
+
+
+def pick(frame: pd.DataFrame, column: Hashable | None, *wanted: Content) -> tuple[Hashable, Any]:
+    """Return the name and the Series of a column: the one that is named, else the only one that fits.
+
+    `wanted` says what it may hold, in order of preference. Raises ValueError where none or several fit.
+    """
+    if column is not None:
+        return column, _named(frame, column)
+    place = choose(list(frame.columns), [content(series) for series in _all(frame)], wanted)
+    return frame.columns[place], frame.iloc[:, place]
+
+
+def first_images(frame: pd.DataFrame) -> Hashable | None:
+    """Return the first column that holds images, None where there is none."""
+    for name, series in zip(frame.columns, _all(frame), strict=True):
+        if content(series) == "images":
+            return name
+    return None
+
+
+def content(series: Any) -> Content:  # noqa: ANN401 - a Series
+    """Say what a column holds, by its type and where that does not tell by its first values."""
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return content(pd.Series(dtype.categories))
+    if isinstance(dtype, pd.ArrowDtype):
+        if (kind := content_of_type(dtype.pyarrow_dtype)) is not None:
+            return kind
+    elif not _holds_objects(dtype):
+        return "other"
+    return content_of_values(
+        list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
+    )
+
+
+def images_of(series: Any, where: str) -> Generator[tuple[Rows, ImageInput]]:  # noqa: ANN401
+    """Yield each image of a column with the rows that show it; missing values are left out.
+
+    A path or a category that stands in several rows comes once. Raises TypeError at once where the
+    column cannot hold images; `where` names it.
+    """
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _categories(series)
+    if isinstance(dtype, pd.ArrowDtype):
+        kind = content_of_type(dtype.pyarrow_dtype)
+        if kind in ("vectors", "other"):
+            raise no_images(where, "vectors already" if kind == "vectors" else dtype)
+    elif not _holds_objects(dtype):
+        raise no_images(where, dtype)
+    return image_items(None if is_missing(value) else value for value in series.array)
+
+
+def vector_column(series: Any) -> Column | None:  # noqa: ANN401
+    """Return a column of vectors as Arrow's, without a copy where it is one; None where it holds none."""
+    if isinstance(series.dtype, pd.ArrowDtype):
+        if content_of_type(series.dtype.pyarrow_dtype) != "vectors":
+            return None
+        return cast("Column", series.array.__arrow_array__())
+    if content(series) != "vectors":
+        return None
+    rows = [None if is_missing(value) else np.asarray(value, np.float32) for value in series.array]
+    return cast("Column", pa.chunked_array([pa.array(rows, pa.list_(pa.float32()))]))
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value of a column stands for nothing: None, NaN, NA, or a struct of nothing."""
+    return value is pd.NA or value is pd.NaT or is_nothing(value)
+
+
+def _categories(series: Any) -> Generator[tuple[Rows, ImageInput]]:  # noqa: ANN401
+    codes = series.cat.codes.to_numpy()
+    for code, value in enumerate(series.cat.categories):
+        if len(rows := np.flatnonzero(codes == code)):
+            yield rows.tolist(), value
+
+
+def _all(frame: pd.DataFrame) -> Iterator[Any]:
+    """Yield the columns by place: two may have one name."""
+    return (frame.iloc[:, place] for place in range(frame.shape[1]))
+
+
+def _named(frame: pd.DataFrame, column: Hashable) -> Any:  # noqa: ANN401
+    if column not in frame.columns:
+        raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
+    found: Any = frame[column]
+    if isinstance(found, pd.DataFrame):
+        message = f"{found.shape[1]} columns are called {column!r}: rename all but one"
+        raise ValueError(message)  # noqa: TRY004 - the name is at fault, not a type
+    return found
+
+
+def _holds_objects(dtype: Any) -> bool:  # noqa: ANN401
+    return isinstance(dtype, pd.StringDtype) or dtype == np.dtype(object)

@@ -1,0 +1,71 @@
+"""Rows that a notebook shows as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import pandas as pd
+
+from clip_embed._cli.gallery import Tile
+from clip_embed._frames.pictures import SHOWN, gallery_markup, make_tile
+from clip_embed._frames.session import the_embedder
+from clip_embed_pandas._columns import first_images, is_missing
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Which columns make a picture's tile."""
+
+    image: Hashable | None
+    score: Hashable | None = None
+    texts: tuple[Hashable, ...] = ()
+
+
+class Gallery(pd.DataFrame):
+    """A DataFrame that a notebook shows as pictures; everywhere else, and in all it does, a DataFrame.
+
+    What its methods return are plain DataFrames. `gallery` makes one of any frame with images.
+    """
+
+    _metadata: ClassVar[list[str]] = ["_look"]
+    _look: Look | None = None
+
+    @property
+    def _constructor(self) -> Callable[..., pd.DataFrame]:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str | None:
+        """Return the pictures of the first rows; None where pandas is not to show HTML."""
+        look = self._look
+        if look is None or look.image is None or not pd.get_option("display.notebook_repr_html"):
+            return cast("str | None", cast("Any", super())._repr_html_())
+        shown = pd.DataFrame(self.iloc[:SHOWN])
+        tiles = [_tile(shown, row, look) for row in range(len(shown))]
+        policy = the_embedder(None).policy
+        return gallery_markup(tiles, len(self), policy, f"gallery(result.iloc[{SHOWN}:])")
+
+
+def as_gallery(
+    frame: pd.DataFrame,
+    *,
+    image: Hashable | None = None,
+    score: Hashable | None = None,
+    texts: Sequence[Hashable] = (),
+) -> Gallery:
+    """Return a frame as a gallery of its column `image`, by default the first that holds images."""
+    result = Gallery(frame)
+    look = Look(first_images(frame) if image is None else image, score, tuple(texts))
+    result._look = look  # pyright: ignore[reportPrivateUsage]
+    return result
+
+
+def _tile(frame: pd.DataFrame, row: int, look: Look) -> tuple[str, Tile]:
+    """Return a row's label in the index, and its tile."""
+    image: Any = frame[look.image].iloc[row]
+    values = {str(name): frame[name].iloc[row] for name in look.texts}
+    texts = {name: value for name, value in values.items() if not is_missing(value)}
+    score: Any = None if look.score is None else frame[look.score].iloc[row]
+    picture = None if is_missing(image) else image
+    return str(frame.index[row]), make_tile(picture, texts, None if is_missing(score) else float(score))

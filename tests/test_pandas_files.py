@@ -1,0 +1,125 @@
+"""Frames with vectors through Parquet and into DuckDB and polars, with any index and NA anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import clip_embed_pandas as cp
+from clip_embed import ClipEmbedder, SpaceMismatch
+from clip_embed.arrow import stamp_vectors, vector_array
+from clip_embed.testing import FakeModel
+
+DIM = 4
+CLIP = ClipEmbedder(FakeModel(dim=DIM))
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "int64": st.integers(-(2**60), 2**60),
+    "float64": st.floats(allow_nan=True, width=64),
+    "string": st.none() | st.text(st.characters(codec="utf-8"), max_size=5),
+    "boolean": st.none() | st.booleans(),
+    "datetime64[ns]": st.none() | st.datetimes(pd.Timestamp(1990, 1, 1), pd.Timestamp(2090, 1, 1)),
+}
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> Any:  # noqa: ANN401
+    """A frame with a column of stamped vectors, other columns beside, and any index."""
+    n = draw(st.integers(0, 6))
+    numbers = st.floats(-1e6, 1e6, width=32)
+    rows = draw(st.lists(st.lists(numbers, min_size=DIM, max_size=DIM), min_size=n, max_size=n))
+    valid = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), np.bool_)
+    array = stamp_vectors(vector_array(np.array(rows, np.float32).reshape(n, DIM), valid), CLIP)
+    columns: dict[str, Any] = {
+        "embedding": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([array])))
+    }
+    for kind in draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True)):
+        values = draw(st.lists(VALUES[kind], min_size=n, max_size=n))
+        columns[f"a {kind}"] = pd.Series(values, dtype=kind)
+    frame = pd.DataFrame(columns)[draw(st.permutations(sorted(columns)))]
+    kind = draw(st.sampled_from(["range", "labels", "named", "multi", "times"]))
+    labels = draw(st.lists(st.sampled_from(["x", "y", None]), min_size=n, max_size=n))
+    if kind == "labels":
+        frame.index = pd.Index(labels)
+    elif kind == "named":
+        frame.index = pd.Index(range(n, 0, -1), name="number")
+    elif kind == "multi":
+        frame.index = pd.MultiIndex.from_arrays([labels, range(n)], names=["label", None])
+    elif kind == "times":
+        frame.index = pd.date_range("2026-01-01", periods=n, freq="h", name="at")
+    return frame
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(frame=frames())
+def test_round_trips(frame: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """Our reader gives the frame back; pandas' own, DuckDB and polars read the same vectors."""
+    file = tmp_path / "frame.parquet"
+    cp.to_parquet(frame, file)
+    again = cp.read_parquet(file)
+    pd.testing.assert_frame_equal(again, frame, check_freq=False, check_index_type=bool(len(frame)))
+    kind = again["embedding"].dtype.pyarrow_dtype
+    assert kind.field(0).metadata == frame["embedding"].dtype.pyarrow_dtype.field(0).metadata
+    np.testing.assert_array_equal(cp.to_numpy(again), cp.to_numpy(frame))
+
+    plain = pd.read_parquet(file)
+    others = [name for name in frame.columns if name != "embedding"]
+    pd.testing.assert_frame_equal(plain[others], again[others])
+    pd.testing.assert_index_equal(plain.index, again.index)
+    expected = [None if np.isnan(row).any() else row.tolist() for row in cp.to_numpy(frame)]
+    assert [None if row is None else row.tolist() for row in plain["embedding"]] == expected
+
+    rows = duckdb.sql(f"SELECT embedding::FLOAT[{DIM}] FROM '{file}'").fetchall()
+    assert [None if row is None else list(row) for (row,) in rows] == expected
+    assert pl.read_parquet(file)["embedding"].to_list() == expected
+    assert pl.Series(again["embedding"].array.__arrow_array__()).to_list() == expected
+
+
+def test_written_frames_are_searched(tmp_path: Path) -> None:
+    """A loaded frame has its stamp: no warning, and another model's is refused."""
+    rows = CLIP.embed_texts(["red", "green"])
+    array = stamp_vectors(vector_array(rows, np.ones(2, np.bool_)), CLIP)
+    frame = pd.DataFrame(
+        {"e": pd.arrays.ArrowExtensionArray(pa.chunked_array([array])), "c": ["red", "green"]}
+    )
+    cp.to_parquet(frame, str(tmp_path / "a.parquet"))
+    loaded = cp.read_parquet(tmp_path / "a.parquet")
+    assert cp.search(loaded, "green", embedder=CLIP)["c"].tolist() == ["green", "red"]
+    both = pd.concat([frame, loaded])
+    assert both["e"].dtype == frame["e"].dtype
+    assert len(cp.search(both, "green", embedder=CLIP)) == 4
+    with pytest.raises(SpaceMismatch):
+        cp.search(loaded, "green", embedder=ClipEmbedder(FakeModel(dim=8)))
+
+
+def test_what_parquet_cannot_hold(tmp_path: Path) -> None:
+    """Paths become text; a column of pictures is an error that names it, and no file is left."""
+    frame = pd.DataFrame({"img": [Path("a/b.jpg"), None]})
+    cp.to_parquet(frame, tmp_path / "paths.parquet")
+    assert pd.read_parquet(tmp_path / "paths.parquet")["img"].dropna().tolist() == [str(Path("a/b.jpg"))]
+    from PIL import Image
+
+    with pytest.raises(TypeError, match=r"Parquet has no type for a column .*img"):
+        cp.to_parquet(pd.DataFrame({"img": [Image.new("RGB", (2, 2))]}), tmp_path / "pictures.parquet")
+    assert not (tmp_path / "pictures.parquet").exists()
+
+
+def test_other_files_are_read_as_pandas_does(tmp_path: Path) -> None:
+    """A file without vectors, and one by Arrow alone with a column of them."""
+    frame = pd.DataFrame({"n": [1, None], "s": ["a", "b"]}, index=["x", "y"])
+    frame.to_parquet(tmp_path / "plain.parquet")
+    pd.testing.assert_frame_equal(cp.read_parquet(tmp_path / "plain.parquet"), frame)
+    array = vector_array(np.ones((2, DIM), np.float32), np.array([True, False]))
+    pq.write_table(pa.table({"v": array}), tmp_path / "arrow.parquet")
+    loaded = cp.read_parquet(tmp_path / "arrow.parquet")
+    assert loaded["v"].dtype == pd.ArrowDtype(pa.list_(pa.float32(), DIM))
+    assert loaded["v"].isna().tolist() == [False, True]
