@@ -108,6 +108,11 @@ class ClipEmbedder:
         return self._towers.model
 
     @property
+    def name(self) -> str:
+        """The model as it was given: its name, its folder, or the type of an object."""
+        return describe(self._source)
+
+    @property
     def dim(self) -> int:
         """Dimension d of the vectors; needs no weights."""
         return self.model.dim
