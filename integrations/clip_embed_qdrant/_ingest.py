@@ -115,9 +115,10 @@ class Ingest:
         return replace(self._counts, retries=self._patience.retries, seconds=seconds)
 
     def run(self) -> IngestReport:
-        """Go through the source. Raises IngestStopped where it cannot be finished."""
+        """Go through the source. Raises IngestStopped where it cannot be finished, StoreError where not begun."""
         with ExitStack() as stack:
             stack.callback(self._shut_down)
+            self._patience.ask(self._sink.open_for_writing)  # before anything is computed
             stream = self._embedder.stream_images((item, item.entry.image) for item in self._fetched())
             stack.callback(stream.close)  # after what is embedded is written: it waits for its threads
             try:
@@ -254,6 +255,7 @@ class Ingest:
                 self._ready.append(_Ready(key.id, vector, payload, size))
         overdue = time.monotonic() - self._ready_since > _LONGEST_WAIT
         self._send(0 if overdue else _POINTS)
+        self._uploader.look()
         self._tell(_BETWEEN_REPORTS)
 
     def _send(self, at_least: int) -> None:

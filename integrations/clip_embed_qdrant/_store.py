@@ -332,14 +332,12 @@ class ImageStore:
             self.last_report = job.report
 
     def _prepare(self, source: Source, prefix: str) -> None:
-        """Make the store or try it, before anything is computed; note where the images come from."""
+        """Make the store where there is none; note where the images come from."""
         if self._meta is None:
             embedder = self.embedder
             meta = Meta(embedder.stamp(), _model_name(embedder), self._new_vector)
             self._sink.create(meta, embedder.dim)
             self._meta = meta
-        else:
-            self._sink.open_for_writing()
         if self._indexes:
             self._sink.index_fields(self._indexes)
         if source.root is not None:

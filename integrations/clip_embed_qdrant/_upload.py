@@ -89,7 +89,13 @@ class Uploader:
         """Have points written; waits while more than enough are under way. Raises what a write raised."""
         while len(self._under_way) > self._sink.streams:
             self._collect()
+        self.look()
         self._under_way.append(self._pool.submit(self._write, points))
+
+    def look(self) -> None:
+        """Note what is done, without waiting. Raises what a write raised."""
+        while self._under_way and self._under_way[0].done():
+            self._collect()
 
     def drain(self) -> None:
         """Wait until all is written. Raises what a write raised, once the others are done."""
