@@ -151,7 +151,7 @@ class Ingest:
             except StoreError:
                 if orderly:
                     raise
-        self._tell(0.0)
+            self._tell(0.0)
         return self.report
 
     def _groups(self) -> Iterator[list[Entry]]:

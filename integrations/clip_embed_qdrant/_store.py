@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 
-from clip_embed import ClipEmbedder, SpaceMismatch
+from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
 from clip_embed._images.source import ImageInput
 from clip_embed._models.opening import default_model
 from clip_embed._stamp import check_stamp
@@ -291,9 +291,7 @@ class ImageStore:
         """
         self._existing()
         opened = self._open(source, image, key, [], storage_options)
-        return verify(
-            self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._policy_embedder().policy
-        )
+        return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._policy)
 
     def prune(
         self,
@@ -368,12 +366,11 @@ class ImageStore:
         storage_options: Mapping[str, object] | None,
     ) -> Source:
         columns = (image, key, payload)
-        policy = self._policy_embedder().policy
-        return open_source(source, columns=columns, policy=policy, storage_options=storage_options)
+        return open_source(source, columns=columns, policy=self._policy, storage_options=storage_options)
 
-    def _policy_embedder(self) -> ClipEmbedder:
-        """Return an embedder for its policy alone, without opening a model."""
-        return self._given or self.embedder
+    @property
+    def _policy(self) -> ImagePolicy:
+        return self._given.policy if self._given else ImagePolicy()
 
     def _existing(self) -> Meta:
         if self._meta is None:
