@@ -73,7 +73,11 @@ def _model_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _open(
-    place: str, collection: str | None, api_key: str | None, model: str | None = None, **options: Any  # noqa: ANN401
+    place: str,
+    collection: str | None,
+    api_key: str | None,
+    model: str | None = None,
+    **options: Any,  # noqa: ANN401
 ) -> ImageStore:
     from clip_embed_qdrant import ImageStore
 
@@ -119,14 +123,22 @@ def search_store(
 @click.option("--to", "place", required=True, metavar="STORE", help="Folder, or URL of a Qdrant server.")
 @store_options
 @_table_options
-@click.option("--payload", multiple=True, metavar="COLUMN", help="Take this column along; repeat. [default: all]")
-@click.option("--fact", "facts", multiple=True, type=click.Choice(_FACTS), help="Take from the files' headers; repeat.")
-@click.option("--index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Filter fast; {', '.join(_KINDS)}.")
+@click.option(
+    "--payload", multiple=True, metavar="COLUMN", help="Take this column along; repeat. [default: all]"
+)
+@click.option(
+    "--fact", "facts", multiple=True, type=click.Choice(_FACTS), help="Take from the files' headers; repeat."
+)
+@click.option(
+    "--index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Filter fast; {', '.join(_KINDS)}."
+)
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
               help="Tell changed files by size and time, or by content.")  # fmt: skip
 @click.option("--shard", default="0/1", metavar="I/N", help="Take the I-th of N shares, from 0.")
 @click.option("--patience", default=600.0, show_default=True, help="Seconds to ride out an outage.")
-@click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet.")
+@click.option(
+    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
+)
 @_model_option
 @_json_option
 def ingest(
@@ -149,8 +161,8 @@ def ingest(
 ) -> None:
     """Embed the images of SOURCE into a store; what is in it already is skipped.
 
-    SOURCE is a folder, a pattern, a URL as s3://bucket/photos, a Parquet or CSV file, or tar files. Run it again
-    after whatever ended it: it goes on from there. Failed images are listed, and the exit code is 1.
+    SOURCE is a folder, a pattern, a URL as s3://bucket/photos, a Parquet or CSV file, or tar files. Run it
+    again after whatever ended it: it goes on from there. Failed images are listed, and the exit code is 1.
     """
     from clip_embed_qdrant import IngestStopped
     from clip_embed_qdrant._sources import open_source
@@ -213,14 +225,11 @@ def _parse_indexes(given: tuple[str, ...]) -> dict[str, Any]:
 @contextmanager
 def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
     """Give a function that shows how far an ingest is: a bar on a terminal, else a line now and then."""
-    shown = click.progressbar(
-        length=total or 0,
-        file=sys.stderr,
-        label="Ingesting" if total is None else f"Ingesting {total:,} images",
-        item_show_func=lambda report: _rate(report) if report else None,
-        show_pos=True,
-    )
+    label = "Ingesting" if total is None else f"Ingesting {total:,} images"
     told = time.monotonic()
+    shown: Any = click.progressbar(
+        length=total or 0, file=sys.stderr, label=label, item_show_func=cast("Any", _rate), show_pos=True
+    )
     with shown as bar:
 
         def show(report: IngestReport) -> None:
@@ -237,7 +246,9 @@ def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
         yield show
 
 
-def _rate(report: IngestReport) -> str:
+def _rate(report: IngestReport | None) -> str | None:
+    if report is None:
+        return None
     done = report.skipped + report.written
     failed = f", {len(report.failed):,} failed" if report.failed else ""
     return f"{done / max(report.seconds, 1e-9):,.0f} images/s{failed}"

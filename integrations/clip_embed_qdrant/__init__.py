@@ -2,13 +2,13 @@
 
 from clip_embed.errors import MissingExtra
 
-for _library, _package in (("qdrant_client", "qdrant-client"), ("qdrant_edge", "qdrant-edge-py")):
-    try:
-        __import__(_library)
-    except ModuleNotFoundError as error:
-        if error.name != _library:
-            raise
-        raise MissingExtra(_package, "qdrant", "clip_embed_qdrant") from error
+try:
+    import qdrant_client as _client  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    import qdrant_edge as _edge_library  # noqa: F401  # pyright: ignore[reportUnusedImport]
+except ModuleNotFoundError as error:
+    if error.name not in ("qdrant_client", "qdrant_edge"):
+        raise
+    raise MissingExtra(error.name.replace("_", "-"), "qdrant", "clip_embed_qdrant") from error
 
 from clip_embed_qdrant._errors import IngestStopped, StoreError, StoreLocked
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport

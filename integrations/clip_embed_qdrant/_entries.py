@@ -7,7 +7,7 @@ import json
 import unicodedata
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -19,12 +19,15 @@ from PIL import Image
 
 from clip_embed._images.source import describe, read_encoded
 from clip_embed._types import ImagePolicy, UInt8
+from clip_embed.errors import ImageError
 from clip_embed_qdrant._sink import ETAG, KEY, Payload
 
 EtagKind = Literal["stat", "sha256"]
 # Of all ids of all stores: never to be changed.
 _NAMESPACE = uuid.UUID("0c9f3a4e-5d8b-5b0e-9c52-7a3c1d6e8f40").bytes
 _LARGEST = 2**63 - 1
+_GROUP = 256
+_GROUP_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,7 @@ class Entry:
     @property
     def held_bytes(self) -> int:
         """How much memory it holds."""
-        image = cast("Mapping[str, object]", self.image).get("bytes") if isinstance(self.image, Mapping) else self.image
-        return len(image) if isinstance(image, bytes) else 0
+        return len(self.image) if isinstance(self.image, bytes) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,9 @@ def normal_key(name: str) -> str:
     """Return a name as a key: NFC, and printable where it is no UTF-8."""
     if name.isascii():
         return name
-    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return unicodedata.normalize(
+        "NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )
 
 
 def point_id(key: str) -> str:
@@ -100,14 +104,42 @@ def etag(entry: Entry, kind: EtagKind, policy: ImagePolicy) -> str:
     """
     if kind == "stat" and entry.state is not None:
         return entry.state
-    if isinstance(entry.image, Image.Image):
+    if entry.read is not None:
+        content = fetch(entry)
+    elif isinstance(entry.image, Image.Image):
         content = f"{entry.image.mode}{entry.image.size}".encode() + entry.image.tobytes()
     elif isinstance(entry.image, np.ndarray):
-        pixels = cast("UInt8", entry.image)
+        pixels = cast("UInt8", entry.image)  # pyright: ignore[reportUnknownMemberType]
         content = f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()
     else:
         content = read_encoded(entry.image, policy) or b""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def fetch(entry: Entry) -> bytes:
+    """Read a remote file; ImageError where that fails."""
+    if entry.read is None:
+        raise ValueError(f"{entry.key} is not a remote file")
+    try:
+        return entry.read()
+    except FileNotFoundError:
+        raise ImageError("no such file", retryable=True) from None
+    except Exception as error:  # a file system of the user's choice raises what it likes
+        raise ImageError(f"cannot read it: {error}", retryable=True) from error
+
+
+def in_groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield entries in groups of which the store is asked at once, bounded in number and bytes."""
+    group: list[Entry] = []
+    held = 0
+    for entry in entries:
+        group.append(entry)
+        held += entry.held_bytes
+        if len(group) == _GROUP or held > _GROUP_BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def stat_state(path: Path) -> str | None:
@@ -139,11 +171,11 @@ def payload_bytes(payload: Payload) -> int:
     return len(json.dumps(payload))
 
 
-def _plain(value: object, where: str) -> object:  # noqa: PLR0911
+def _plain(value: object, where: str) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, np.generic):
-        return _plain(value.item(), where)
+        return _plain(cast("object", value.item()), where)
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, int):
@@ -153,7 +185,9 @@ def _plain(value: object, where: str) -> object:  # noqa: PLR0911
     if isinstance(value, (float, Decimal)):
         number = float(value)
         if not np.isfinite(number):
-            raise ValueError(f"the payload field {where!r} is {number}, which JSON has no form for: leave it out")
+            raise ValueError(
+                f"the payload field {where!r} is {number}, which JSON has no form for: leave it out"
+            )
         return number
     if isinstance(value, date):
         return value.isoformat()

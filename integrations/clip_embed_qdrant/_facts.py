@@ -52,7 +52,7 @@ def _facts(image: Image.Image, facts: Collection[Fact]) -> Payload:
 def _taken(tags: Mapping[int, Any]) -> str | None:
     for tag in _DATES:
         try:
-            return datetime.strptime(str(tags[tag]).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()  # noqa: DTZ007 - EXIF has no zone
+            return datetime.strptime(str(tags[tag]).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
         except (KeyError, ValueError):
             continue
     return None
@@ -60,9 +60,7 @@ def _taken(tags: Mapping[int, Any]) -> str | None:
 
 def _camera(tags: Mapping[int, Any]) -> str | None:
     """Return maker and model, the maker not twice."""
-    maker, model = (
-        str(tags.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
-    )
+    maker, model = (str(tags.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
     if not model:
         return maker or None
     return model if model.lower().startswith(maker.lower()) else f"{maker} {model}"

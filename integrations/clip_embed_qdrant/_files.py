@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -22,13 +23,13 @@ _STATES = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "mtime", "LastMod
 
 
 def folder(root: Path) -> Source:
-    """All image files below a folder, in the order of the file system; links to folders are not followed."""
+    """All image files below a folder, in the file system's order; links to folders are not followed."""
     root = root.absolute()
     return Source(str(root), partial(_below, root), partial(_count_below, root), str(root))
 
 
 def pattern(text: str) -> Source:
-    """The files that a pattern of `glob` names; keys are relative to the folders before its first wildcard."""
+    """The files that a pattern of `glob` names; keys are relative to the folder before its first wildcard."""
     parts = Path(text).parts
     first = next(place for place, part in enumerate(parts) if _MAGIC.search(part))
     root = Path(*parts[:first]).absolute() if first else Path.cwd()
@@ -55,13 +56,13 @@ def remote(url: str, policy: ImagePolicy, options: Mapping[str, object] | None) 
     A folder is listed at a time; files are read when they are to be embedded, several at once.
     """
     try:
-        from fsspec.core import url_to_fs
-        from fsspec.utils import glob_translate
+        core = cast("Any", import_module("fsspec.core"))
+        utils = cast("Any", import_module("fsspec.utils"))
     except ModuleNotFoundError as error:
         raise MissingExtra("fsspec", "qdrant", "reading images from a URL") from error
-    opened, path = cast("tuple[Any, str]", url_to_fs(url, **{"use_listings_cache": False, **(options or {})}))
-    path = path.rstrip("/")
-    wanted = re.compile(glob_translate(path)) if is_pattern(path) else None
+    opened, path = core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+    path = str(path).rstrip("/")
+    wanted = re.compile(utils.glob_translate(path)) if is_pattern(path) else None
     root = path
     while is_pattern(root):
         root = root.rpartition("/")[0]

@@ -69,7 +69,7 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """This does not hold."""
+    """The part does not hold."""
 
     part: Condition
 
@@ -99,7 +99,9 @@ def _entry(name: str, value: object) -> Condition:
         raise ValueError(f"there is no {name}; a filter takes fields and {', '.join(_GROUPS)}")
     if isinstance(value, Mapping):
         return All(_operators(name, cast("Mapping[str, object]", value)))
-    return _any_of(name, value) if isinstance(value, (list, tuple, set, frozenset)) else _equals(name, value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return _any_of(name, cast("Sequence[object]", value))
+    return _equals(name, value)
 
 
 def _required(where: Where) -> Condition:
@@ -140,7 +142,7 @@ def _any_of(field: str, values: object) -> Condition:
 
 def _equals(field: str, value: object) -> Condition:
     if isinstance(value, np.generic):
-        value = value.item()
+        value = cast("object", value.item())
     if value is None:
         return Empty(field)
     if isinstance(value, (float, date)):  # the engines match whole numbers and texts only
@@ -153,7 +155,7 @@ def _equals(field: str, value: object) -> Condition:
 
 def _bound(field: str, value: object) -> float | str:
     if isinstance(value, np.generic):
-        value = value.item()
+        value = cast("object", value.item())
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, str):

@@ -16,23 +16,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
 from clip_embed import ClipEmbedder, EmbeddedBatch
 from clip_embed._cli.signals import keeping
+from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
 from clip_embed.errors import ImageError
-from clip_embed_qdrant._entries import Entry, EtagKind, Source, etag, in_shard, payload_bytes, point_id
+from clip_embed_qdrant._entries import (
+    Entry,
+    EtagKind,
+    Source,
+    etag,
+    fetch,
+    in_groups,
+    in_shard,
+    payload_bytes,
+    point_id,
+)
 from clip_embed_qdrant._errors import IngestStopped, StoreError
 from clip_embed_qdrant._facts import Fact, read_facts
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
 from clip_embed_qdrant._sink import ETAG, KEY, Payload, Points, Sink
 from clip_embed_qdrant._upload import Outcome, Patience, Uploader, split
 
-_GROUP = 256  # images that the store is asked about at once
-_GROUP_BYTES = 64 * 1024 * 1024
 _POINTS = 256  # in one request
 _BYTES = 16 * 1024 * 1024
 _FLOAT_BYTES = 12  # of one number in JSON; 4 in gRPC
@@ -61,6 +71,14 @@ class Options:
         if self.only is None or key in self.only:
             return True
         return any(name.endswith("/") and key.startswith(name) for name in self.only)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `retry` does again."""
+
+    source: Source
+    options: Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +120,7 @@ class Ingest:
         self._uploader = Uploader(sink, self._patience, self._uploaded)
         self._fetchers: ThreadPoolExecutor | None = None
         self._failures = Failures()
-        self._counts = IngestReport(failed=self._failures, job=(source, options))
+        self._counts = IngestReport(failed=self._failures, job=Job(source, options))
         self._ready: list[_Ready] = []
         self._ready_since = 0.0
         self._begun = time.monotonic()
@@ -115,11 +133,12 @@ class Ingest:
         return replace(self._counts, retries=self._patience.retries, seconds=seconds)
 
     def run(self) -> IngestReport:
-        """Go through the source. Raises IngestStopped where it cannot be finished, StoreError where not begun."""
+        """Go through the source. Raises IngestStopped where it cannot be finished."""
         with ExitStack() as stack:
             stack.callback(self._shut_down)
             self._patience.ask(self._sink.open_for_writing)  # before anything is computed
-            stream = self._embedder.stream_images((item, item.entry.image) for item in self._fetched())
+            images = ((item, cast("ImageInput", item.entry.image)) for item in self._fetched())
+            stream = self._embedder.stream_images(images)
             stack.callback(stream.close)  # after what is embedded is written: it waits for its threads
             try:
                 for batch in stream:
@@ -154,27 +173,18 @@ class Ingest:
             self._tell(0.0)
         return self.report
 
-    def _groups(self) -> Iterator[list[Entry]]:
-        """Yield the entries of this share in groups."""
-        group: list[Entry] = []
-        held = 0
+    def _own_share(self) -> Iterator[Entry]:
+        """Yield the entries to look at."""
         options = self._options
         index, of = options.shard
         for found in self._source.entries():
             entry = replace(found, key=options.prefix + found.key) if options.prefix else found
-            if (of > 1 and not in_shard(entry.key, (index, of))) or not options.is_wanted(entry.key):
-                continue
-            group.append(entry)
-            held += entry.held_bytes
-            if len(group) == _GROUP or held > _GROUP_BYTES:
-                yield group
-                group, held = [], 0
-        if group:
-            yield group
+            if in_shard(entry.key, (index, of)) and options.is_wanted(entry.key):
+                yield entry
 
     def _wanted(self) -> Iterator[_Pending]:
         """Yield what is not in the store in its present state."""
-        for group in self._groups():
+        for group in in_groups(self._own_share()):
             self._count(seen=len(group))
             entries = [entry for entry in group if not self._is_problem(entry)]
             tags = self._etags(entries)
@@ -202,8 +212,6 @@ class Ingest:
 
     def _etag(self, entry: Entry) -> str | ImageError:
         try:
-            if entry.read is not None and (self._options.etag != "stat" or entry.state is None):
-                entry = replace(entry, image=_read(entry))
             return etag(entry, self._options.etag, self._embedder.policy)
         except ImageError as error:
             return error
@@ -223,7 +231,7 @@ class Ingest:
 
     def _completed(self, entry: Entry) -> Entry:
         if entry.read is not None:
-            entry = replace(entry, image=_read(entry), read=None)
+            entry = replace(entry, image=fetch(entry), read=None)
         if self._options.facts:
             facts = read_facts(entry.image, self._options.facts, self._embedder.policy)
             entry = replace(entry, payload=entry.payload | facts)
@@ -295,15 +303,3 @@ class Ingest:
         if self._progress and now - self._told >= pause:
             self._told = now
             self._progress(self.report)
-
-
-def _read(entry: Entry) -> bytes:
-    """Read a remote file; ImageError where that fails."""
-    if entry.read is None:
-        raise ValueError(f"{entry.key} is not a remote file")
-    try:
-        return entry.read()
-    except FileNotFoundError:
-        raise ImageError("no such file", retryable=True) from None
-    except Exception as error:  # noqa: BLE001 - a file system of the user's choice raises what it likes
-        raise ImageError(f"cannot read it: {error}", retryable=True) from error

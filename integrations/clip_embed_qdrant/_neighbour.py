@@ -88,7 +88,7 @@ class Neighbour:
         """Return the process that owner.json names; None where it does not answer."""
         try:
             facts = json.loads(owner.read_text("utf-8"))
-            return cls(cast("Connection", Client(facts["address"], authkey=bytes.fromhex(facts["key"]))))
+            return cls(Client(facts["address"], authkey=bytes.fromhex(facts["key"])))
         except (*_GONE, KeyError, AuthenticationError):
             return None
 
@@ -113,7 +113,7 @@ class Neighbour:
     def fetch(self, ids: Sequence[str]) -> list[Found]:
         """Return those of the ids that are stored, with their vectors."""
         found = self._ask("fetch", list(ids))
-        return [Found(**{**point, "vector": as_vector(point["vector"])}) for point in found]
+        return [Found(point["id"], point["payload"], vector=as_vector(point["vector"])) for point in found]
 
     def condense(self) -> Condensed:
         """Return counts and sizes."""
@@ -124,7 +124,9 @@ class Neighbour:
             self._connection.send_bytes(json.dumps([verb, argument]).encode())
             answer = json.loads(self._connection.recv_bytes())
         except _GONE as error:
-            raise StoreError(f"the process that had the store open ended meanwhile: try again ({error})") from error
+            raise StoreError(
+                f"the process that had the store open ended meanwhile: try again ({error})"
+            ) from error
         if "error" in answer:
             raise StoreError(answer["error"])
         return answer["answer"]

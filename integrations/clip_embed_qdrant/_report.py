@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -84,9 +84,9 @@ class Failures:
             _write(writer, rows, schema)
 
 
-def _write(writer: object, rows: list[dict[str, object]], schema: pa.Schema) -> None:
+def _write(writer: Any, rows: list[dict[str, object]], schema: pa.Schema) -> None:  # noqa: ANN401 - of pyarrow
     table = pa.Table.from_pylist(rows, schema)
-    cast("pa.parquet.ParquetWriter", writer).write_table(table)  # type: ignore[name-defined]
+    writer.write_table(table)
 
 
 def _text(value: str) -> str:
@@ -115,6 +115,6 @@ class IngestReport:
     def __str__(self) -> str:
         rate = f", {self.seen / self.seconds:,.0f} images/s" if self.seconds > 0 else ""
         return (
-            f"{self.seen:,} seen, {self.skipped:,} skipped, {self.written:,} written, {len(self.failed):,} failed, "
-            f"{self.retries:,} retries, {self.seconds:,.1f} s{rate}"
+            f"{self.seen:,} seen, {self.skipped:,} skipped, {self.written:,} written, "
+            f"{len(self.failed):,} failed, {self.retries:,} retries, {self.seconds:,.1f} s{rate}"
         )

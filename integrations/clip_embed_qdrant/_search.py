@@ -44,7 +44,9 @@ class Hits(list[Hit]):
     >>> hits.to_html("cars.html")
     """
 
-    def __init__(self, hits: Iterable[Hit], *, title: str = "", sources: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, hits: Iterable[Hit], *, title: str = "", sources: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(hits)
         self._title = title
         self._sources = dict(sources or {})
@@ -70,7 +72,9 @@ class Hits(list[Hit]):
             self.to_html(page)
             content = html.escape(page.read_text("utf-8"))
         height = 90 + 220 * -(-len(self) // 5)
-        return f'<iframe srcdoc="{content}" sandbox="" width="100%" height="{height}" style="border:0"></iframe>'
+        return (
+            f'<iframe srcdoc="{content}" sandbox="" width="100%" height="{height}" style="border:0"></iframe>'
+        )
 
 
 def query_vector(
@@ -108,7 +112,9 @@ def query_vector(
     return unit, liked_ids + unliked_ids
 
 
-def _examples(examples: Sequence[Example], dim: int, sink: Sink, name: str) -> tuple[list[Float32], list[str]]:
+def _examples(
+    examples: Sequence[Example], dim: int, sink: Sink, name: str
+) -> tuple[list[Float32], list[str]]:
     if isinstance(examples, (str, bytes)):
         raise TypeError(f"{name} must be a list of keys; for a single one wrap it in a list: [{examples!r}]")
     keys = {point_id(normal_key(each)): each for each in examples if isinstance(each, str)}

@@ -36,9 +36,11 @@ _WAYS = {
 
 
 class ServerSink:
-    """A `Sink` over a client. Vectors are named, cosine, in float16; the space is in the collection's metadata."""
+    """A `Sink` over a client. A new collection has a named vector in float16, and metadata with the space."""
 
-    def __init__(self, client: QdrantClient, collection: str, *, vector: str, on_disk: bool, where: str) -> None:
+    def __init__(
+        self, client: QdrantClient, collection: str, *, vector: str, on_disk: bool, where: str
+    ) -> None:
         self._client = client
         self._collection = collection
         self.vector = vector
@@ -68,7 +70,7 @@ class ServerSink:
         return meta
 
     def adopted_dim(self) -> int:
-        """Return the dimension of the vectors of a collection that others made; StoreError for other vectors."""
+        """Return the dimension of the vectors in a collection that others made; StoreError for other ones."""
         params = self._ask(lambda: self._client.get_collection(self._collection)).config.params.vectors
         named = params if isinstance(params, dict) else {"": params}
         found = named.get(self.vector)
@@ -98,9 +100,7 @@ class ServerSink:
 
     def write_meta(self, meta: Meta) -> None:
         """Replace the collection's metadata."""
-        self._ask(
-            lambda: self._client.update_collection(self._collection, metadata={_META: meta.to_json()})
-        )
+        self._ask(lambda: self._client.update_collection(self._collection, metadata={_META: meta.to_json()}))
 
     def open_for_writing(self) -> None:
         """Try whether writing is allowed, by removing a point that does not exist."""
@@ -119,7 +119,9 @@ class ServerSink:
     def etags(self, ids: Sequence[str]) -> dict[str, str | None]:
         """Return the etag of each of the ids that is stored."""
         records = self._ask(
-            lambda: self._client.retrieve(self._collection, list(ids), with_payload=[ETAG], with_vectors=False)
+            lambda: self._client.retrieve(
+                self._collection, list(ids), with_payload=[ETAG], with_vectors=False
+            )
         )
         return {str(record.id): (record.payload or {}).get(ETAG) for record in records}
 
@@ -204,8 +206,8 @@ class ServerSink:
         """The client stays open where it is the user's own; `ImageStore` closes one that it made."""
 
     def _found(self, record: models.Record) -> Found:
-        given = cast("Any", record.vector)
-        vector = given.get(self.vector) if isinstance(given, dict) else given
+        given: Any = record.vector
+        vector: Any = cast("dict[str, Any]", given).get(self.vector) if isinstance(given, dict) else given
         return Found(
             str(record.id), record.payload or {}, vector=None if vector is None else as_vector(vector)
         )

@@ -51,7 +51,7 @@ class Shard:
         self._unflushed = 0
         try:
             self._shard = edge.EdgeShard.load(str(folder))
-        except Exception as error:  # noqa: BLE001 - Edge raises nothing more precise
+        except Exception as error:
             if "WouldBlock" in str(error):
                 raise StoreLocked(
                     f"{folder} is open in another process, or in a forked child of one: let that end first"
@@ -176,7 +176,7 @@ class Shard:
                 self._own().update(operation)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - Edge raises nothing more precise
+        except Exception as error:
             raise StoreError(f"{self._folder} could not be written: {error}") from error
 
     def _found(self, record: edge.Record) -> Found:

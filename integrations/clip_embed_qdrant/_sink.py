@@ -45,15 +45,15 @@ class Meta:
         """Return what `to_json` wrote; StoreError where it is something else, or of a later version."""
         try:
             facts = cast("dict[str, Any]", json.loads(text))
-            if facts["format"] != FORMAT:
-                raise ValueError(f"format {facts['format']}")
             stamp = Stamp.from_json(facts["stamp"])
-            return cls(stamp, facts["model"], facts["vector"], facts["sources"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{where}: what it says about its vectors cannot be read, it may be of a later version of "
-                f"clip-embed: {error!r}"
-            ) from error
+            if facts["format"] == FORMAT:
+                return cls(stamp, facts["model"], facts["vector"], facts["sources"])
+            error: Exception | None = None
+        except (ValueError, KeyError, TypeError) as unreadable:
+            error = unreadable
+        raise StoreError(
+            f"{where}: what it says of its vectors cannot be read; it may be of a later version of clip-embed"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A point that a store gave back: its cosine similarity where it was searched for, its vector on request."""
+    """A point that a store gave back: its cosine similarity if it was searched for, its vector on request."""
 
     id: str
     payload: Payload
@@ -130,7 +130,7 @@ class Sink(Protocol):
         """Replace what it says about itself."""
         ...
 
-    def open_for_writing(self) -> None:
+    def open_for_writing(self) -> object:
         """Take what writing needs, or raise: StoreLocked where another process has it."""
         ...
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
+from clip_embed._images.source import describe
 from clip_embed._types import ImagePolicy
 from clip_embed_qdrant import _files, _tables
 from clip_embed_qdrant._entries import Source
@@ -38,8 +39,8 @@ def open_source(
     if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
         return _tables.iterable(cast("Iterable[object]", source), columns)
     raise TypeError(
-        f"a {type(source).__name__} is no source: give a folder, a pattern, a URL, a Parquet, CSV or tar file, "
-        "a table, or an iterable of (key, image)"
+        f"{describe(cast('object', source))} is no source: give a folder, a pattern, a URL, a table, "
+        "a Parquet, CSV or tar file, or an iterable of (key, image)"
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -14,25 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 
-from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
+from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
-from clip_embed._models.opening import default_model
-from clip_embed._stamp import check_stamp
-from clip_embed._warn import warn_caller
-from clip_embed_qdrant._edge import EdgeSink
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
-from clip_embed_qdrant._errors import StoreError, Unstamped
 from clip_embed_qdrant._facts import FACTS, Fact
 from clip_embed_qdrant._filters import Where, parse_where
-from clip_embed_qdrant._ingest import Ingest, Options
+from clip_embed_qdrant._ingest import Ingest, Job, Options
+from clip_embed_qdrant._place import Address, Place
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
-from clip_embed_qdrant._server import ServerSink, connect
-from clip_embed_qdrant._sink import VECTOR, IndexKind, Meta, Query, Sink
+from clip_embed_qdrant._sink import VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
 from clip_embed_qdrant._verify import Verification, prune, verify
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +66,7 @@ class ImageStore:
     in seconds. New collections have one named vector `vector` in float16, cosine; `on_disk=True` keeps
     it out of memory. A collection that does not say which model made its vectors is refused, unless
     `adopt=True` says that it is the embedder's. `indexes` names payload fields that are filtered by, with
-    their kind ("keyword", "integer", "float", "bool", "datetime", "geo", "text"): made before anything is written.
+    their kind ("keyword", "integer", "float", "bool", "datetime", "geo", "text"); made before anything else.
 
     Raises SpaceMismatch where the store holds vectors of another space than the embedder's,
     StoreError where it cannot be opened.
@@ -96,33 +87,11 @@ class ImageStore:
         on_disk: bool = False,
         indexes: Mapping[str, IndexKind] | None = None,
     ) -> None:
-        if (location is None) == (client is None):
-            raise TypeError("give either a location (a folder or a URL) or a client")
-        is_url = isinstance(location, str) and location.lower().startswith(("http://", "https://"))
-        if (is_url or client is not None) != (collection is not None):
-            raise TypeError("a server or a client needs a collection, a folder has none")
-        self._own_client: QdrantClient | None = None
-        self._sink: Sink
-        self._given = embedder
-        self._indexes = dict(indexes or {})
+        address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
+        self._place = Place(address, embedder, dict(indexes or {}), adopt=adopt)
+        self._sink = self._place.sink
         self.last_report: IngestReport | None = None
         """That of the last `ingest` or `retry`, also where it was interrupted."""
-        if collection is None:
-            self._sink = EdgeSink(Path(str(location)))
-            self._meta = self._sink.read_meta()
-        else:
-            if client is None:
-                self._own_client = client = connect(
-                    str(location), api_key=api_key, timeout=timeout, grpc_port=grpc_port
-                )
-            server = ServerSink(
-                client, collection, vector=vector, on_disk=on_disk, where=str(location or "the client")
-            )
-            self._sink = server
-            self._meta = self._read_or_adopt(server, adopt=adopt)
-        self._new_vector = vector
-        if self._meta and embedder is not None:
-            check_stamp(self._meta.stamp, self._meta.stamp.dim, embedder, self._sink.where)
 
     def __repr__(self) -> str:
         return f"ImageStore({self._sink.where!r})"
@@ -137,22 +106,12 @@ class ImageStore:
 
     def close(self) -> None:
         """Let go of the folder or the connection; a client of yours stays open. Idempotent."""
-        self._sink.close()
-        if self._own_client:
-            self._own_client.close()
+        self._place.close()
 
-    @cached_property
+    @property
     def embedder(self) -> ClipEmbedder:
         """The embedder that was given, or one of the model that the store notes."""
-        if self._given is not None:
-            return self._given
-        if self._meta is None:
-            return ClipEmbedder(default_model())
-        if self._meta.model is None:
-            raise StoreError(f"{self._sink.where} was made with a model of your own: give embedder=")
-        found = ClipEmbedder(self._meta.model)
-        check_stamp(self._meta.stamp, self._meta.stamp.dim, found, self._sink.where)
-        return found
+        return self._place.embedder
 
     def ingest(
         self,
@@ -181,8 +140,8 @@ class ImageStore:
 
         The key of a file is its path relative to the source, with `prefix` in front; the id of a point
         follows from its key. An image is skipped, undecoded, while its etag is the stored one: size and
-        time for `etag="stat"`, its content for "sha256" (always for images handed in by value). `shard=(i, n)` takes
-        the i-th of n shares, counted from 0, so that n machines fill one collection.
+        time for `etag="stat"`, its content for "sha256" (always for images handed in by value).
+        `shard=(i, n)` takes the i-th of n shares, counted from 0, so that n machines fill one collection.
 
         A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
         does not answer, requests are repeated for `patience` seconds; then, or where it refuses the
@@ -198,9 +157,7 @@ class ImageStore:
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {shard!r}")
         opened = self._open(source, image, key, payload, storage_options)
-        options = Options(
-            etag, tuple(facts), shard, normal_key(prefix), on_error == "raise", patience
-        )
+        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error == "raise", patience)
         return self._run(opened, options, progress)
 
     def retry(
@@ -210,9 +167,9 @@ class ImageStore:
 
         The source of that ingest is listed again, and only the failed images in it are looked at.
         """
-        if not isinstance(report.job, tuple):
-            raise ValueError("this report is not one of `ingest` or `retry`")
-        source, options = report.job
+        if not isinstance(report.job, Job):
+            raise TypeError("this report is not one of `ingest` or `retry`")
+        source, options = report.job.source, report.job.options
         if not source.repeatable:
             raise ValueError("the source was an iterator, which is used up: call ingest with a new one")
         keys = frozenset(failure.key for failure in report.failed if failure.retryable)
@@ -235,20 +192,20 @@ class ImageStore:
     ) -> Hits:
         """Return the k images that fit best, best first, with their cosine similarity.
 
-        Ask by `text`, by `image`, by `vector` (d,), by stored images you `like` (their keys), or by several of
-        them, which are averaged; `unlike` leads away from others. Images named by key are not among the hits.
+        Ask by `text`, by `image`, by `vector` (d,), by stored images you `like` (their keys), or by several
+        of them, which are averaged; `unlike` leads away from others. Images named by key are no hits.
 
         `where` filters by payload: {"camera": "X100"}, {"album": ["a", "b"]} for one of several,
         {"size": {"$gte": 1000, "$lt": 9000}}, {"taken": {"$gte": "2024-05-01"}}, {"album": None} where it is
-        missing, and {"$or": […]}, {"$and": […]}, {"$not": {…}}; also $ne, $in, $nin, $exists. `threshold` is the
-        least score. `diversity` from 0 to 1 prefers hits that differ from each other (MMR);
+        missing, and {"$or": […]}, {"$and": […]}, {"$not": {…}}; also $ne, $in, $nin, $exists. `threshold` is
+        the least score. `diversity` from 0 to 1 prefers hits that differ from each other (MMR);
         `group_by` allows `group_size` hits for each value of a payload field.
         """
         if k < 1 or group_size < 1:
             raise ValueError(f"k and group_size must be at least 1, not {min(k, group_size)}")
         if diversity is not None and not 0 <= diversity <= 1:
             raise ValueError(f"diversity must lie between 0 and 1, not {diversity}")
-        meta = self._existing()
+        meta = self._place.existing()
         condition = parse_where(where)
         wanted, named = query_vector(
             self.embedder, self._sink, text=text, image=image, vector=vector, like=like, unlike=unlike
@@ -259,7 +216,7 @@ class ImageStore:
 
     def status(self) -> Status:
         """Say what is in the store; loads no model."""
-        meta = self._existing()
+        meta = self._place.existing()
         facts = self._sink.condense()
         return Status(
             self._sink.where,
@@ -286,12 +243,12 @@ class ImageStore:
     ) -> Verification:
         """Compare a source with the store: what is missing, changed, unreadable or no longer there.
 
-        Nothing is decoded or changed. `source` and the rest are as in `ingest`, and as they were there. Takes 8
-        bytes of memory for each image.
+        Nothing is decoded or changed. `source` and the rest are as in `ingest`, and as they were there.
+        Takes 8 bytes of memory for each image.
         """
-        self._existing()
+        self._place.existing()
         opened = self._open(source, image, key, [], storage_options)
-        return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._policy)
+        return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._place.policy)
 
     def prune(
         self,
@@ -307,55 +264,28 @@ class ImageStore:
         Only keys that begin with `prefix` are looked at. Raises StoreError, and removes nothing,
         where the source lists no image at all or has a folder that cannot be read.
         """
-        self._existing()
+        self._place.existing()
         opened = self._open(source, image, key, [], storage_options)
         return prune(self._sink, opened, prefix=normal_key(prefix))
 
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.
 
-        Takes a minute or two for each 100,000, in a process of its own. Servers do so by themselves: StoreError.
+        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers, which do so
+        by themselves.
         """
-        self._existing()
+        self._place.existing()
         self._sink.optimize()
 
     def _run(
         self, source: Source, options: Options, progress: Callable[[IngestReport], object] | None
     ) -> IngestReport:
-        self._prepare(source, options.prefix)
+        self._place.prepare(source.root, options.prefix)
         job = Ingest(self._sink, self.embedder, source, options, progress)
         try:
             return job.run()
         finally:
             self.last_report = job.report
-
-    def _prepare(self, source: Source, prefix: str) -> None:
-        """Make the store where there is none; note where the images come from."""
-        if self._meta is None:
-            embedder = self.embedder
-            meta = Meta(embedder.stamp(), _model_name(embedder), self._new_vector)
-            self._sink.create(meta, embedder.dim)
-            self._meta = meta
-        if self._indexes:
-            self._sink.index_fields(self._indexes)
-        if source.root is not None:
-            self._note(source.root, prefix)
-
-    def _note(self, root: str, prefix: str) -> None:
-        meta = self._existing()
-        before = meta.sources.get(prefix)
-        if before == root:
-            return
-        if before is not None:
-            warn_caller(
-                f"{self._sink.where} was filled from {before}, this is {root}: an image of the same relative "
-                "path replaces the other. If it is not the same collection moved, give each a prefix="
-            )
-        self._meta = replace(meta, sources={**meta.sources, prefix: root})
-        try:
-            self._sink.write_meta(self._meta)
-        except StoreError as error:  # a key may be allowed to write points alone
-            logger.info("%s: the origin of its images was not noted: %s", self._sink.where, error)
 
     def _open(
         self,
@@ -366,35 +296,6 @@ class ImageStore:
         storage_options: Mapping[str, object] | None,
     ) -> Source:
         columns = (image, key, payload)
-        return open_source(source, columns=columns, policy=self._policy, storage_options=storage_options)
-
-    @property
-    def _policy(self) -> ImagePolicy:
-        return self._given.policy if self._given else ImagePolicy()
-
-    def _existing(self) -> Meta:
-        if self._meta is None:
-            raise StoreError(f"there is no store at {self._sink.where}: `ingest` makes it")
-        return self._meta
-
-    def _read_or_adopt(self, sink: ServerSink, *, adopt: bool) -> Meta | None:
-        try:
-            return sink.read_meta()
-        except Unstamped:
-            if not adopt:
-                raise
-        if self._given is None:
-            raise TypeError("adopt=True needs the embedder that the vectors are of: give embedder=")
-        dim = sink.adopted_dim()
-        if dim != self._given.dim:
-            raise SpaceMismatch(
-                f"{sink.where}: the vectors have {dim} dimensions, those of this model {self._given.dim}"
-            )
-        meta = Meta(self._given.stamp(), _model_name(self._given), sink.vector)
-        sink.write_meta(meta)
-        return meta
-
-
-def _model_name(embedder: ClipEmbedder) -> str | None:
-    """Return the name that opens the same model again; None for an object of the user's."""
-    return None if embedder.name == type(embedder.model).__name__ else embedder.name
+        return open_source(
+            source, columns=columns, policy=self._place.policy, storage_options=storage_options
+        )

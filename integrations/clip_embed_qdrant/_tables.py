@@ -14,7 +14,7 @@ import pyarrow as pa
 from clip_embed._cli.folder_index import SUFFIXES
 from clip_embed._images.source import describe
 from clip_embed._types import ImagePolicy
-from clip_embed.arrow import image_values
+from clip_embed.arrow import Column, image_values
 from clip_embed_qdrant._entries import Entry, Source, file_state, normal_key, plain_payload, stat_state
 
 _ROWS = 64  # of a table at once: an image may lie in each
@@ -49,7 +49,7 @@ def csv(file: Path, columns: Columns) -> Source:
 
 
 def arrow(source: Any, columns: Columns) -> Source:  # noqa: ANN401 - whatever hands out an Arrow stream
-    """The rows of an Arrow table, dataset or reader, or of what exports a stream of Arrow (DuckDB, polars)."""
+    """The rows of an Arrow table, dataset or reader, or of what exports Arrow (DuckDB, polars, pandas)."""
     used = isinstance(source, pa.RecordBatchReader)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -63,7 +63,9 @@ def arrow(source: Any, columns: Columns) -> Source:  # noqa: ANN401 - whatever h
             yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
     total = source.num_rows if isinstance(source, (pa.Table, pa.RecordBatch)) else None
-    return Source(type(source).__name__, partial(_rows, batches, columns, None), lambda: total, repeatable=not used)
+    return Source(
+        type(source).__name__, partial(_rows, batches, columns, None), lambda: total, repeatable=not used
+    )
 
 
 def is_arrow(source: object) -> bool:
@@ -75,7 +77,9 @@ def iterable(source: Iterable[object], columns: Columns) -> Source:
     """(key, image) pairs, (key, image, payload) triples or mappings with the columns."""
     total = len(source) if isinstance(source, Sized) else None
     repeatable = not isinstance(source, Iterator)
-    return Source(type(source).__name__, partial(_items, source, columns), lambda: total, repeatable=repeatable)
+    return Source(
+        type(source).__name__, partial(_items, source, columns), lambda: total, repeatable=repeatable
+    )
 
 
 def tar(files: Sequence[Path], policy: ImagePolicy) -> Source:
@@ -90,13 +94,14 @@ def _rows(batches: Batches, columns: Columns, folder: Path | None) -> Iterator[E
         missing = [name for name in (image, key) if name not in batch.schema.names]
         if missing:
             raise ValueError(
-                f"there is no column {missing[0]!r}; name those with images and keys by image= and key= among "
+                f"there is no column {missing[0]!r}; name those of images and keys by image= and key= among "
                 f"{', '.join(batch.schema.names)}"
             )
         names = _payload_names(batch.schema, columns)
         payloads = cast("list[dict[str, object]]", batch.select(names).to_pylist()) if names else None
         keys = cast("list[object]", batch.column(key).to_pylist())
-        for place, value in enumerate(image_values(batch.column(image))):
+        images = image_values(cast("Column", batch.column(image)))
+        for place, value in enumerate(images):
             payload = payloads[place] if payloads else {}
             yield _row_entry(keys[place], value, payload, folder, number)
             number += 1
@@ -108,17 +113,30 @@ def _payload_names(schema: pa.Schema, columns: Columns) -> list[str]:
         if missing := [name for name in wanted if name not in schema.names]:
             raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(schema.names)}")
         return list(wanted)
-    return [field.name for field in schema if field.name not in (image, key) and _is_plain(field.type)]
+    fields = cast("list[Any]", list(schema))
+    return [field.name for field in fields if field.name not in (image, key) and _is_plain(field.type)]
 
 
 def _is_plain(kind: Any) -> bool:  # noqa: ANN401 - a type of pyarrow
     if pa.types.is_list(kind):
         return _is_plain(kind.value_type) and not pa.types.is_floating(kind.value_type)  # no vectors
-    tests = ("boolean", "integer", "floating", "string", "large_string", "string_view", "date", "timestamp", "decimal")
+    tests = (
+        "boolean",
+        "integer",
+        "floating",
+        "string",
+        "large_string",
+        "string_view",
+        "date",
+        "timestamp",
+        "decimal",
+    )
     return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
 
 
-def _row_entry(key: object, image: object, payload: Mapping[str, object], folder: Path | None, number: int) -> Entry:
+def _row_entry(
+    key: object, image: object, payload: Mapping[str, object], folder: Path | None, number: int
+) -> Entry:
     if key is None:
         return Entry(f"row {number}", problem="the key is NULL", retryable=False, name=f"row {number}")
     name = normal_key(str(key))
@@ -148,12 +166,14 @@ def _items(source: Iterable[object], columns: Columns) -> Iterator[Entry]:
             names = [name for name in row if name not in (image, key)] if wanted is None else wanted
             yield _row_entry(row[key], row[image], {name: row[name] for name in names}, None, number)
             continue
-        parts = cast("tuple[Any, ...]", item) if isinstance(item, tuple) else ()
+        parts: tuple[Any, ...] = cast("tuple[Any, ...]", item) if isinstance(item, tuple) else ()
         if len(parts) not in (2, 3):
             raise TypeError(
-                f"item {number} is a {type(item).__name__}: give (key, image) or (key, image, payload), or mappings"
+                f"item {number} is {describe(cast('object', item))}: give (key, image), (key, image, payload) or "
+                "mappings"
             )
-        yield _row_entry(parts[0], parts[1], parts[2] if len(parts) == 3 else {}, None, number)
+        extra: Mapping[str, object] = parts[2] if len(parts) == 3 else {}
+        yield _row_entry(parts[0], parts[1], extra, None, number)
 
 
 def _members(files: Sequence[Path], policy: ImagePolicy) -> Iterator[Entry]:
@@ -203,4 +223,6 @@ def _sample(file: Path, members: list[tuple[tarfile.TarInfo, bytes | None]]) -> 
             continue
         entry = _row_entry(key, content, {"path": key, "size": member.size} | payload, None, 0)
         state = file_state(member.size, int(member.mtime * 1_000_000_000))
-        yield Entry(entry.key, entry.image, state, entry.payload, problem=entry.problem, retryable=False, name=key)
+        yield Entry(
+            entry.key, entry.image, state, entry.payload, problem=entry.problem, retryable=False, name=key
+        )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
-from clip_embed_qdrant._entries import Entry, EtagKind, Source, etag, point_id
+from clip_embed_qdrant._entries import EtagKind, Source, etag, in_groups, point_id
 from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._report import Failures, IngestFailure
 from clip_embed_qdrant._sink import ETAG, KEY, Found, Sink
 
-_GROUP = 256
 MISSING = "it is not in the store"
 CHANGED = "it has changed since it was written"
 EXTRA = "it is in the store, but not in the source"
@@ -48,29 +47,28 @@ class Verification:
         )
 
 
-def verify(
-    sink: Sink, source: Source, *, prefix: str, kind: EtagKind, policy: ImagePolicy
-) -> Verification:
+def verify(sink: Sink, source: Source, *, prefix: str, kind: EtagKind, policy: ImagePolicy) -> Verification:
     """Compare each image of the source with what the store says of it; no image is decoded."""
     problems = Failures()
-    counts = dict.fromkeys(("missing", "changed", "unreadable", "extra"), 0)
+    counts: dict[str, int] = dict.fromkeys(("missing", "changed", "unreadable", "extra"), 0)
 
     def note(what: str, key: str, name: str, reason: str) -> None:
         counts[what] += 1
         problems.add(IngestFailure(key, name, reason, retryable=True))
 
     known = array("Q")
-    for group in _groups(source):
+    for group in in_groups(source.entries()):
         ids = [point_id(prefix + entry.key) for entry in group]
         known.extend(map(_short, ids))
         stored = sink.etags(ids)
         for entry, id_ in zip(group, ids, strict=True):
+            tag, problem = None, entry.problem
             try:
-                if entry.problem is not None:
-                    raise ImageError(entry.problem)
-                tag = _etag(entry, kind, policy)
+                tag = None if problem else etag(entry, kind, policy)
             except ImageError as error:
-                note("unreadable", prefix + entry.key, entry.source, str(error))
+                problem = str(error)
+            if problem:
+                note("unreadable", prefix + entry.key, entry.source, problem)
                 continue
             if id_ not in stored:
                 note("missing", prefix + entry.key, entry.source, MISSING)
@@ -106,26 +104,6 @@ def prune(sink: Sink, source: Source, *, prefix: str) -> int:
     return removed
 
 
-def _groups(source: Source) -> Iterator[list[Entry]]:
-    group: list[Entry] = []
-    for entry in source.entries():
-        group.append(entry)
-        if len(group) == _GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _etag(entry: Entry, kind: EtagKind, policy: ImagePolicy) -> str:
-    if entry.read is None:
-        return etag(entry, kind, policy)
-    if kind == "stat" and entry.state is not None:
-        return entry.state
-    read: Callable[[], bytes] = entry.read
-    return etag(Entry(entry.key, read()), kind, policy)
-
-
 def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]:
     """Yield the points below a prefix, as far as ingest wrote them, that are none of the known ones.
 
@@ -134,7 +112,9 @@ def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]
     sorted_ids = np.sort(np.frombuffer(known, np.uint64)) if known else np.empty(0, np.uint64)
     for page in sink.scroll():
         ours = [
-            point for point in page if ETAG in point.payload and str(point.payload.get(KEY)).startswith(prefix)
+            point
+            for point in page
+            if ETAG in point.payload and str(point.payload.get(KEY)).startswith(prefix)
         ]
         if not ours:
             continue

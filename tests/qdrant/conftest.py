@@ -1,4 +1,4 @@
-"""One store in each of its forms: Edge, the client's own engine, gRPC, HTTP, and a real server where there is one."""
+"""One store in each of its forms: Edge, the client's engine, gRPC, HTTP, a real server if there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store in a folder: its lock, its neighbours, forks, crashes; and the traps of Edge, so that an upgrade is noticed."""
+"""A store in a folder: lock, neighbours, forks, crashes; and the traps of Edge, to notice when it changes."""
 
 from __future__ import annotations
 
@@ -76,14 +76,18 @@ def held(pictures: Path, tmp_path: Path) -> Iterator[Path]:
     stop(child)
 
 
-def test_search_works_while_another_process_has_it(held: Path, embedder: ClipEmbedder, pictures: Path) -> None:
+def test_search_works_while_another_process_has_it(
+    held: Path, embedder: ClipEmbedder, pictures: Path
+) -> None:
     """The process that has the store answers: search with filters, like and diversity, and status."""
     with ImageStore(held, embedder=embedder) as store:
         where = {"$or": [{"size": {"$gte": 1}}, {"path": None}], "path": ["red.png", "blue.png"]}
         assert [hit.key for hit in store.search(text="red", where=where)] == ["red.png", "blue.png"]
         assert store.search(like=["red.png"], diversity=0.2, k=3)
         assert store.status().points == 8
-        with pytest.raises(StoreLocked, match=r"open in another process \(process \d+\).*one process at a time"):
+        with pytest.raises(
+            StoreLocked, match=r"open in another process \(process \d+\).*one process at a time"
+        ):
             store.ingest(pictures)
 
 
@@ -100,7 +104,7 @@ def test_when_the_other_process_ends_the_store_is_free(held: Path, embedder: Cli
     with ImageStore(held, embedder=embedder) as store:
         while True:
             try:
-                store._sink.open_for_writing()  # noqa: SLF001
+                store._sink.open_for_writing()
                 break
             except StoreLocked:
                 assert time.monotonic() < deadline
@@ -129,7 +133,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(store.search(vecto
 
 @posix
 def test_kill_minus_nine(tmp_path: Path) -> None:
-    """Killed three times in the middle: what was acknowledged is there, and the last run completes the rest."""
+    """Killed three times in the middle: what was acknowledged is there, the last run completes the rest."""
     folder = tmp_path / "many"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -188,7 +192,9 @@ def test_a_model_of_ones_own_must_be_given_again(
             store.search(text="red")
 
 
-def test_folders_with_other_things_stay_untouched(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
+def test_folders_with_other_things_stay_untouched(
+    tmp_path: Path, pictures: Path, embedder: ClipEmbedder
+) -> None:
     """A folder of photos, or a file, is not taken for a store; one of a later version is refused."""
     with pytest.raises(StoreError, match="a folder with other things in it"):
         ImageStore(pictures, embedder=embedder)
@@ -202,7 +208,10 @@ def test_folders_with_other_things_stay_untouched(tmp_path: Path, pictures: Path
     with pytest.raises(StoreError, match="later version"):
         ImageStore(tmp_path / "s.clip", embedder=embedder)
     meta.unlink()
-    with ImageStore(tmp_path / "s.clip", embedder=embedder) as store, pytest.raises(StoreError, match="8 points"):
+    with (
+        ImageStore(tmp_path / "s.clip", embedder=embedder) as store,
+        pytest.raises(StoreError, match="8 points"),
+    ):
         store.ingest(pictures)
 
 
@@ -281,7 +290,7 @@ def test_trap_numbers_beyond_64_bits_are_taken(shard: edge.EdgeShard) -> None:
 
 @posix
 def test_trap_a_forked_child_keeps_the_lock(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
-    """Closed in the parent, a store stays locked while a child forked meanwhile lives; the message says so."""
+    """Closed in the parent, a store stays locked while a child that was forked meanwhile lives."""
     with ImageStore(tmp_path / "s.clip", embedder=embedder) as store:
         store.ingest(pictures)
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

@@ -1,4 +1,4 @@
-"""What a server may do to an ingest, over real sockets: nothing is lost, nothing is silent, little is done twice."""
+"""What a server may do to an ingest, over real sockets: nothing is lost, silent or done twice."""
 
 from __future__ import annotations
 

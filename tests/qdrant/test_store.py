@@ -17,7 +17,9 @@ from clip_embed_qdrant import ImageStore, StoreError
 Open = Callable[..., ImageStore]
 
 
-def test_a_folder_goes_in_and_is_found_by_text(open_store: Open, pictures: Path, embedder: ClipEmbedder) -> None:
+def test_a_folder_goes_in_and_is_found_by_text(
+    open_store: Open, pictures: Path, embedder: ClipEmbedder
+) -> None:
     """Every picture is written, and a text finds the one it names, with its payload and a true cosine."""
     store = open_store(embedder)
     report = store.ingest(pictures)
@@ -91,7 +93,9 @@ def test_retry_looks_only_at_what_may_work_now(
     (pictures / "broken.jpg").write_bytes(b"no picture")
     store = open_store(embedder)
     late = pictures / "below" / "late.png"
-    report = store.ingest([("late", late), ("red", pictures / "red.png"), ("broken", pictures / "broken.jpg")])
+    report = store.ingest(
+        [("late", late), ("red", pictures / "red.png"), ("broken", pictures / "broken.jpg")]
+    )
     assert sorted((failure.key, failure.retryable) for failure in report.failed) == [
         ("broken", False),
         ("late", True),
@@ -126,7 +130,9 @@ def test_verify_and_prune(open_store: Open, pictures: Path, embedder: ClipEmbedd
     assert store.verify(pictures)
 
 
-def test_prune_trusts_no_empty_source(open_store: Open, pictures: Path, embedder: ClipEmbedder, tmp_path: Path) -> None:
+def test_prune_trusts_no_empty_source(
+    open_store: Open, pictures: Path, embedder: ClipEmbedder, tmp_path: Path
+) -> None:
     """A folder that is not mounted looks empty: nothing is removed. A prefix limits what is looked at."""
     store = open_store(embedder)
     store.ingest(pictures, prefix="a/")
@@ -140,10 +146,10 @@ def test_prune_trusts_no_empty_source(open_store: Open, pictures: Path, embedder
 def test_another_space_is_refused(open_store: Open, pictures: Path, embedder: ClipEmbedder) -> None:
     """Neither another dimension nor another model of the same one gets into the store, or searches in it."""
     open_store(embedder).ingest(pictures)
-    with pytest.raises(SpaceMismatch, match="24 dimensions|16 dimensions"):
+    with pytest.raises(SpaceMismatch, match=r"24 dimensions|16 dimensions"):
         open_store(ClipEmbedder(FakeModel(dim=24)))
     other = FakeModel(size=16)
-    other._projection = -other._projection  # noqa: SLF001
+    other._projection = -other._projection
     other.embed_texts = lambda texts: -FakeModel().embed_texts(texts)  # type: ignore[method-assign]
     with pytest.raises(SpaceMismatch, match="fake:16:32"):
         open_store(ClipEmbedder(other))

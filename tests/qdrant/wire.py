@@ -84,7 +84,9 @@ class Wire:
                 if each.after:
                     each.after -= 1
                     continue
-                if each.poison and not any(each.poison in json.dumps(point.payload) for point in points or ()):
+                if each.poison and not any(
+                    each.poison in json.dumps(point.payload) for point in points or ()
+                ):
                     continue
                 each.times -= 1
                 return each
@@ -103,7 +105,12 @@ class _Answers:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
 
-    def enter(self, operation: str, context: Any, points: list[models.PointStruct] | None = None) -> Fault | None:  # noqa: ANN401
+    def enter(
+        self,
+        operation: str,
+        context: Any,  # noqa: ANN401
+        points: list[models.PointStruct] | None = None,
+    ) -> Fault | None:
         """Let go wrong what is to go wrong before the operation."""
         fault = self.wire.fault(operation, points)
         if fault is None:
@@ -121,7 +128,9 @@ class _Answers:
 
 class _Points(_Answers, points_grpc.PointsServicer):
     def Upsert(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
-        points = [GrpcToRest.convert_point_struct(point) for point in request.points] if self.wire.keeps else []
+        points = (
+            [GrpcToRest.convert_point_struct(point) for point in request.points] if self.wire.keeps else []
+        )
         fault = self.enter("upsert", context, points)
         try:
             self.wire.upsert(request.collection_name, points)
@@ -217,16 +226,16 @@ class _Http(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Say nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer("GET")
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self._answer("PUT")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer("POST")
 
-    def do_PATCH(self) -> None:  # noqa: N802
+    def do_PATCH(self) -> None:
         self._answer("PATCH")
 
     def _answer(self, method: str) -> None:
