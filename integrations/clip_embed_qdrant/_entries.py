@@ -92,9 +92,9 @@ def point_id(key: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def in_shard(key: str, shard: tuple[int, int]) -> bool:
-    """Whether a key belongs to the share i of n."""
-    return zlib.crc32(key.encode()) % shard[1] == shard[0]
+def in_shard(key: str, index: int, of: int) -> bool:
+    """Whether a key belongs to one of so many shares."""
+    return zlib.crc32(key.encode()) % of == index
 
 
 def etag(entry: Entry, kind: EtagKind, policy: ImagePolicy) -> str:

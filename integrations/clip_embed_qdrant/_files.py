@@ -40,7 +40,7 @@ def pattern(text: str) -> Source:
             path = Path(name).absolute()
             if (everything and path.suffix.lower() not in SUFFIXES) or not path.is_file():
                 continue
-            yield _file_entry(path.relative_to(root).as_posix(), path, path.stat())
+            yield _file_entry(path.relative_to(root).as_posix(), str(path), path.stat())
 
     return Source(text, entries, lambda: None, str(root))
 
@@ -94,18 +94,18 @@ def _below(root: Path) -> Iterator[Entry]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{name}/")
                     elif os.path.splitext(name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122
-                        yield _file_entry(name, Path(entry.path), entry.stat())
+                        yield _file_entry(name, entry.path, entry.stat())
         except OSError as error:
             if not inner:
                 raise
             yield Entry(normal_key(inner), problem=f"cannot read the folder: {error.strerror}", name=inner)
 
 
-def _file_entry(name: str, path: Path, facts: os.stat_result) -> Entry:
+def _file_entry(name: str, path: str, facts: os.stat_result) -> Entry:
     key = normal_key(name)
-    if key != name and _has_twin(path, key):
+    if key != name and _has_twin(Path(path), key):
         reason = f"a file of the same name in another Unicode form is stored as {key!r}: rename one of them"
-        return Entry(key, problem=reason, retryable=False, name=str(path))
+        return Entry(key, problem=reason, retryable=False, name=path)
     state = file_state(facts.st_size, facts.st_mtime_ns)
     return Entry(key, path, state, {"path": key, "size": facts.st_size})
 

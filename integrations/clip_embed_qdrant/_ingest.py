@@ -179,7 +179,7 @@ class Ingest:
         index, of = options.shard
         for found in self._source.entries():
             entry = replace(found, key=options.prefix + found.key) if options.prefix else found
-            if in_shard(entry.key, (index, of)) and options.is_wanted(entry.key):
+            if (of == 1 or in_shard(entry.key, index, of)) and options.is_wanted(entry.key):
                 yield entry
 
     def _wanted(self) -> Iterator[_Pending]:
@@ -190,13 +190,15 @@ class Ingest:
             tags = self._etags(entries)
             ids = [point_id(entry.key) for entry in entries]
             stored = self._patience.ask(lambda ids=ids: self._sink.etags(ids)) if ids else {}
+            skipped = 0
             for entry, tag, id_ in zip(entries, tags, ids, strict=True):
                 if isinstance(tag, ImageError):
                     self._fail(entry.key, entry.source, str(tag), retryable=tag.retryable)
                 elif stored.get(id_) == tag:
-                    self._count(skipped=1)
+                    skipped += 1
                 else:
                     yield _Pending(id_, tag, entry)
+            self._count(skipped=skipped)
             self._tell(_BETWEEN_REPORTS)
 
     def _is_problem(self, entry: Entry) -> bool:

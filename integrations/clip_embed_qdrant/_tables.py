@@ -169,8 +169,8 @@ def _items(source: Iterable[object], columns: Columns) -> Iterator[Entry]:
         parts: tuple[Any, ...] = cast("tuple[Any, ...]", item) if isinstance(item, tuple) else ()
         if len(parts) not in (2, 3):
             raise TypeError(
-                f"item {number} is {describe(cast('object', item))}: give (key, image), (key, image, payload) or "
-                "mappings"
+                f"item {number} is {describe(cast('object', item))}: give (key, image), "
+                "(key, image, payload) or mappings"
             )
         extra: Mapping[str, object] = parts[2] if len(parts) == 3 else {}
         yield _row_entry(parts[0], parts[1], extra, None, number)

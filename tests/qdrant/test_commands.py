@@ -64,7 +64,7 @@ def test_from_photos_to_answers(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_failures_and_exit_codes(pictures: Path, tmp_path: Path) -> None:
-    """1 where images failed, with the first of them on stderr and all in a Parquet file; 2 for wrong usage."""
+    """1 where images failed, the first of them on stderr and all in a Parquet file; 2 for wrong usage."""
     for number in range(12):
         (pictures / f"broken{number}.jpg").write_bytes(b"no picture")
     store = tmp_path / "s.clip"

@@ -13,8 +13,10 @@ from clip_embed import ClipEmbedder
 from clip_embed_qdrant import ImageStore
 
 ROWS: dict[str, dict[str, object]] = {
-    "a": {"camera": "X100", "stars": 5, "good": True, "ratio": 1.5, "taken": "2024-05-01T12:00:00", "tags": ["x", "y"]},
-    "b": {"camera": "X200", "stars": 3, "good": False, "ratio": 0.5, "taken": "2023-01-01T00:00:00", "tags": ["y"]},
+    "a": {"camera": "X100", "stars": 5, "good": True, "ratio": 1.5, "tags": ["x", "y"],
+          "taken": "2024-05-01T12:00:00"},
+    "b": {"camera": "X200", "stars": 3, "good": False, "ratio": 0.5, "tags": ["y"],
+          "taken": "2023-01-01T00:00:00"},
     "c": {"camera": "", "stars": 0, "good": True, "ratio": 1.0, "taken": "2024-12-31T23:59:59", "tags": []},
     "d": {"stars": -1, "nested": {"deep": "yes"}},
 }  # fmt: skip

@@ -142,7 +142,7 @@ def test_tables(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
     assert store.ingest(only, key="id").skipped == 1
     assert store.ingest(only.to_reader(), key="id").skipped == 1
     assert store.ingest(ds.dataset(only), key="id", payload=["label"]).skipped == 1
-    with pytest.raises(ValueError, match="no column 'path'.*id, image, label"):
+    with pytest.raises(ValueError, match=r"no column 'path'.*id, image, label"):
         store.ingest(only)
     with pytest.raises(ValueError, match="no column 'colour'"):
         store.ingest(only, key="id", payload=["colour"])
