@@ -14,6 +14,7 @@ from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
 from clip_embed._models.opening import default_model
 from clip_embed._stamp import check_stamp
 from clip_embed._warn import warn_caller
+from clip_embed_qdrant._copy import check_same_space
 from clip_embed_qdrant._edge import EdgeSink
 from clip_embed_qdrant._errors import StoreError, Unstamped
 from clip_embed_qdrant._server import ServerSink, connect
@@ -107,14 +108,19 @@ class Place:
 
     def prepare(self, root: str | None, prefix: str) -> None:
         """Make the store where there is none, and note where the images come from."""
+        meta = self._meta or Meta(self.embedder.stamp(), _model_name(self.embedder), self._vector)
+        self.begin(meta)
+        if root is not None:
+            self._note(self.existing(), root, prefix)
+
+    def begin(self, meta: Meta) -> None:
+        """Make the store where there is none, and its indexes; SpaceMismatch if it is of another space."""
         if self._meta is None:
-            meta = Meta(self.embedder.stamp(), _model_name(self.embedder), self._vector)
-            self.sink.create(meta, self.embedder.dim)
+            self.sink.create(meta, meta.stamp.dim)
             self._meta = meta
+        check_same_space(meta, self._meta, self.sink.where)
         if self._indexes:
             self.sink.index_fields(self._indexes)
-        if root is not None:
-            self._note(self._meta, root, prefix)
 
     def close(self) -> None:
         """Let go of the folder or the connection; a client of the user's stays open."""

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
+from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
 from clip_embed_qdrant._facts import FACTS, Fact
 from clip_embed_qdrant._filters import Where, parse_where
@@ -88,7 +89,8 @@ class ImageStore:
         indexes: Mapping[str, IndexKind] | None = None,
     ) -> None:
         address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
-        self._place = Place(address, embedder, dict(indexes or {}), adopt=adopt)
+        self._indexes = dict(indexes or {})
+        self._place = Place(address, embedder, self._indexes, adopt=adopt)
         self._sink = self._place.sink
         self.last_report: IngestReport | None = None
         """That of the last `ingest` or `retry`, also where it was interrupted."""
@@ -276,6 +278,34 @@ class ImageStore:
         """
         self._place.existing()
         self._sink.optimize()
+
+    def copy_to(
+        self,
+        url: str | None,
+        collection: str,
+        *,
+        client: QdrantClient | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        grpc_port: int | None = 6334,
+        on_disk: bool = False,
+        patience: float = 600.0,
+        progress: Callable[[IngestReport], object] | None = None,
+    ) -> IngestReport:
+        """Copy all points to a collection of a server or of a client of yours; nothing is embedded.
+
+        The collection is made where there is none. What it has in the same state is skipped, so that a
+        copy that was interrupted goes on from there. Options are as in the constructor and in `ingest`.
+        Raises SpaceMismatch where the collection holds vectors of another space.
+        """
+        meta = self._place.existing()
+        address = Address(url, collection, client, api_key, timeout, grpc_port, meta.vector, on_disk)
+        target = Place(address, None, self._indexes, adopt=False)
+        try:
+            target.begin(meta)
+            return Copy(self._sink, target.sink, patience, progress).run()
+        finally:
+            target.close()
 
     def _run(
         self, source: Source, options: Options, progress: Callable[[IngestReport], object] | None

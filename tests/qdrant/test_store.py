@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from qdrant_wire import serve
 
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed.testing import FakeModel
@@ -235,3 +236,31 @@ def test_machines_share_a_source(open_store: Open, pictures: Path, embedder: Cli
     assert store.verify(pictures)
     with pytest.raises(ValueError, match="shard"):
         store.ingest(pictures, shard=(3, 3))
+
+
+def test_a_copy_on_a_server(
+    open_store: Open, pictures: Path, embedder: ClipEmbedder, fake: FakeModel
+) -> None:
+    """All points with vectors and payload, nothing embedded; a second copy skips all, a change goes over."""
+    store = open_store(embedder)
+    store.ingest(pictures)
+    calls = len(fake.calls[0])
+    with serve() as wire:
+        to = {"url": wire.url, "collection": "copied", "grpc_port": wire.grpc_port}
+        assert store.copy_to(**to).written == 8
+        assert store.copy_to(**to).skipped == 8
+        with ImageStore(wire.url, collection="copied", grpc_port=wire.grpc_port, embedder=embedder) as copied:
+            assert copied.ingest(pictures).skipped == 8
+            assert [hit.key for hit in copied.search(text="red")] == [
+                hit.key for hit in store.search(text="red")
+            ]
+        assert len(fake.calls[0]) == calls
+        (pictures / "red.png").touch()
+        store.ingest(pictures)
+        report = store.copy_to(**to)
+        assert (report.seen, report.skipped, report.written) == (8, 7, 1)
+        ImageStore(wire.url, collection="other", grpc_port=None, embedder=ClipEmbedder(FakeModel(24))).ingest(
+            []
+        )
+        with pytest.raises(SpaceMismatch, match="copy into another collection"):
+            store.copy_to(wire.url, "other", grpc_port=None)
