@@ -20,6 +20,7 @@ import click
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
+from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
@@ -104,20 +105,40 @@ def demo(text: str, folder: Path) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("where", type=PLACE)
 @click.argument("text")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many photos.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a gallery.")
+@click.option("--filter", "condition", metavar="JSON", help='Of a store only, as {"size": {"$gte": 10000}}.')
+@store_options
 @_model_option
 @_json_option
-def search(folder: Path, text: str, k: int, page: Path | None, model: str | None, as_json: bool) -> None:
-    """Find the photos below FOLDER that match TEXT best.
+def search(
+    where: str,
+    text: str,
+    k: int,
+    page: Path | None,
+    condition: str | None,
+    collection: str | None,
+    api_key: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Find the photos in WHERE that match TEXT best.
 
-    The vectors are kept in the cache folder, so that the next search embeds only what is new or
-    changed. Photos that cannot be read are listed, and the exit code is 1.
+    WHERE is a folder of photos, or a store that `clip-embed ingest` filled: its folder, or the URL of a
+    Qdrant server with --collection. The vectors of a folder of photos are kept in the cache folder, so that
+    the next search embeds only what is new or changed. Photos that cannot be read are listed, and the
+    exit code is 1.
     """
     from clip_embed._cli.gallery import Tile, write_gallery
 
+    if is_store(where):
+        search_store(where, text, k, page, condition, collection, api_key, model, as_json)
+        return
+    if condition or collection:
+        raise click.UsageError(f"{where} is a folder of photos, not a store")
+    folder = Path(where)
     name = model or default_model()
     embedder = ClipEmbedder(name)
     index = _embed_folder(folder, name, embedder)
@@ -257,6 +278,8 @@ def sql(
 
 
 main.add_command(models)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()

@@ -1,0 +1,368 @@
+"""What an ingest into Qdrant costs beside the embedder, and what its stores give back.
+
+    python benchmarks/qdrant.py throughput [--model offline] [--images 400]
+    python benchmarks/qdrant.py instant
+    python benchmarks/qdrant.py upload
+    python benchmarks/qdrant.py resume
+    python benchmarks/qdrant.py memory [--up-to 1000000]
+    python benchmarks/qdrant.py recall
+
+Only the ratios within a run count. `throughput` holds ingest against the embedder alone, `instant` the same
+with a model that answers at once against decoding and uploading alone; `upload` holds writing vectors against
+the client's own `upload_collection`, same vectors, into a server on loopback (tests/qdrant/wire.py) that
+throws them away; `resume` runs a finished ingest again; `memory` shows what grows with the number of images,
+without a store and with Edge; `recall` compares answers with brute force.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from qdrant_client import QdrantClient
+
+from clip_embed import ClipEmbedder
+from clip_embed.testing import FakeModel
+from clip_embed_qdrant import ImageStore, IngestReport
+from clip_embed_qdrant._edge import EdgeSink
+from clip_embed_qdrant._entries import point_id
+from clip_embed_qdrant._ingest import Ingest, Options
+from clip_embed_qdrant._place import Address, Place
+from clip_embed_qdrant._sink import Meta, Points, Sink
+from clip_embed_qdrant._tables import iterable
+from clip_embed_qdrant._upload import Patience, Uploader
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+DIM = 512
+ROUNDS = 3
+
+
+class Instant:
+    """A model that answers at once: the same vector for every image, of the dimension of ViT-B/32."""
+
+    space = "instant"
+
+    def __init__(self) -> None:
+        self.dim = DIM
+        self.image_spec = FakeModel(size=224).image_spec
+        self._rows = np.random.default_rng(0).standard_normal((1024, DIM)).astype(np.float32)
+        self.images = 0
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """uint8 (n, 224, 224, 3) -> float32 (n, 512)."""
+        self.images += len(pixels)
+        return self._rows[: len(pixels)]
+
+    def embed_texts(self, texts: Sequence[str], /) -> Float32:
+        """m texts -> float32 (m, 512)."""
+        return self._rows[: len(texts)]
+
+
+@click.group()
+def main() -> None:
+    """Measure ingest and search."""
+
+
+def photos(folder: Path, count: int, width: int, height: int) -> Path:
+    """JPEGs of one scene with noise of their own, in folders of a thousand."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:height, 0:width]
+    scene = np.stack([90 + 60 * np.sin(x / 37), 128 + 80 * np.cos(y / 23), (x + y) % 256], axis=2)
+    for number in range(count):
+        noisy = np.clip(scene + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
+        place = folder / f"{number // 1000:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy).save(place / f"{number:06}.jpg", "JPEG", quality=85)
+    return folder
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _embed(clip: ClipEmbedder, paths: list[Path]) -> None:
+    with clip.stream_images(paths) as batches:
+        for _ in batches:
+            pass
+
+
+def _ingest(clip: ClipEmbedder, source: object) -> None:
+    with tempfile.TemporaryDirectory() as folder, ImageStore(f"{folder}/s.clip", embedder=clip) as store:
+        store.ingest(source)
+
+
+@main.command()
+@click.option("--model", default="offline", show_default=True)
+@click.option("--images", default=400, show_default=True)
+def throughput(model: str, images: int) -> None:
+    """Images/s of ingest into Edge, beside the embedder alone on the same files."""
+    clip = ClipEmbedder(model, cache=None)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = photos(Path(temporary), images, 640, 480)
+        paths = sorted(folder.rglob("*.jpg"))
+        clip.stamp()
+        _embed(clip, paths[:64])
+        runs = (partial(_embed, clip, paths), partial(_ingest, clip, folder))
+        pairs = [(_seconds(runs[0]), _seconds(runs[1])) for _ in range(ROUNDS)]
+    for name, place in (("embedder alone", 0), ("ingest into Edge", 1)):
+        click.echo(f"{name:18} {images / statistics.median(pair[place] for pair in pairs):9.1f} images/s")
+    ratios = [pair[0] / pair[1] for pair in pairs]
+    click.echo(f"ingest / embedder  {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+@main.command()
+@click.option("--images", default=4_000, show_default=True)
+def instant(images: int) -> None:
+    """The same with a model that answers at once: against decoding alone plus uploading alone."""
+    clip = ClipEmbedder(Instant(), cache=None)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = photos(Path(temporary), images, 320, 240)
+        paths = sorted(folder.rglob("*.jpg"))
+        clip.stamp()
+        _embed(clip, paths[:500])
+        rows: list[tuple[float, float, float]] = []
+        for _ in range(ROUNDS):
+            decode = _seconds(lambda: _embed(clip, paths))
+            points = list(_batches(images))
+            with tempfile.TemporaryDirectory() as place:
+                sink = _edge(Path(place) / "s.clip")
+                upload = _seconds(partial(_upload, sink, points))
+                sink.close()
+            rows.append((decode, upload, _seconds(lambda: _ingest(clip, folder))))
+    for name, place in (("decode alone", 0), ("upload alone", 1), ("ingest", 2)):
+        took = statistics.median(row[place] for row in rows)
+        click.echo(f"{name:14} {images / took:9.0f} images/s  {took / images * 1e6:7.0f} µs each")
+    ratios = [(row[0] + row[1]) / row[2] for row in rows]
+    click.echo(f"(decode + upload) / ingest  {statistics.median(ratios):.3f}")
+
+
+def _edge(folder: Path) -> EdgeSink:
+    """An empty store for vectors of ViT-B/32's dimension."""
+    sink = EdgeSink(folder)
+    sink.create(Meta(ClipEmbedder(Instant()).stamp(), None), DIM)
+    return sink
+
+
+def _batches(count: int) -> Iterator[Points]:
+    rng = np.random.default_rng(1)
+    for start in range(0, count, 256):
+        numbers = range(start, min(count, start + 256))
+        rows = rng.standard_normal((len(numbers), DIM)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        payloads = [{"path": f"{n}.jpg", "size": n, "_key": f"{n}.jpg", "_etag": f"{n:x}"} for n in numbers]
+        yield Points([point_id(f"{n}.jpg") for n in numbers], rows, payloads)
+
+
+def _upload(sink: Sink, points: list[Points]) -> None:
+    uploader = Uploader(sink, Patience(60), lambda _: None)
+    for batch in points:
+        uploader.submit(batch)
+    uploader.drain()
+    sink.flush()
+    uploader.close()
+
+
+@main.command(hidden=True)
+def serve() -> None:
+    """Run the server of the tests, which throws points away, until the standard input ends."""
+    from qdrant_safety import _wire
+
+    with _wire().serve(keeps=False) as served:
+        click.echo(f"{served.http_port} {served.grpc_port}")
+        sys.stdin.read()
+
+
+@main.command()
+@click.option("--points", "count", default=20_000, show_default=True)
+def upload(count: int) -> None:
+    """Points/s of writing vectors into Edge and a server, beside the client's upload_collection."""
+    batches = list(_batches(count))
+    vectors = np.concatenate([batch.vectors for batch in batches])
+    payloads = [payload for batch in batches for payload in batch.payloads]
+    ids = [id_ for batch in batches for id_ in batch.ids]
+    command = [sys.executable, __file__, "serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        if server.stdin is None or server.stdout is None:
+            raise OSError("the server has no pipes")
+        http, grpc = map(int, server.stdout.readline().split())
+        results: dict[str, list[tuple[float, float]]] = {}
+        for number in range(ROUNDS):
+            for kind, port in (("gRPC", grpc), ("HTTP", None)):
+                url, name = f"http://127.0.0.1:{http}", f"c{number}{kind}"
+                address = Address(url, name, None, None, 60, port, "image", False)
+                place = Place(address, ClipEmbedder(Instant()), {}, adopt=False)
+                place.prepare(None, "")
+                _note(results, f"clip-embed, {kind}", lambda place=place: _upload(place.sink, batches))
+                place.close()
+                client = QdrantClient(
+                    url=url, grpc_port=grpc, prefer_grpc=port is not None, check_compatibility=False
+                )
+                _note(
+                    results,
+                    f"upload_collection, {kind}",
+                    lambda client=client, name=name: client.upload_collection(
+                        name, {"image": vectors}, payload=payloads, ids=ids, batch_size=256, wait=True
+                    ),
+                )
+                client.close()
+            with tempfile.TemporaryDirectory() as folder:
+                sink = _edge(Path(folder) / "s.clip")
+                _note(results, "clip-embed, Edge", lambda sink=sink: _upload(sink, batches))
+                sink.close()
+        server.stdin.close()
+    click.echo(f"{'':26} {'points/s':>9} {'CPU µs of the client':>21}")
+    for name, rounds in results.items():
+        wall, cpu = (statistics.median(each[place] for each in rounds) for place in (0, 1))
+        click.echo(f"{name:26} {count / wall:9,.0f} {cpu / count * 1e6:21.1f}")
+
+
+def _note(results: dict[str, list[tuple[float, float]]], name: str, work: Callable[[], object]) -> None:
+    cpu = time.process_time()
+    wall = _seconds(work)
+    results.setdefault(name, []).append((wall, time.process_time() - cpu))
+
+
+@main.command()
+@click.option("--images", default=50_000, show_default=True)
+def resume(images: int) -> None:
+    """Run a finished ingest of real files again: images/s skipped, and how many were decoded."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "photos"
+        for number in range(images):
+            place = folder / f"{number // 1000:03}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number & 255, number >> 8, 0)).save(buffer := io.BytesIO(), "PNG")
+            (place / f"{number:06}.png").write_bytes(buffer.getvalue())
+        model = FakeModel(dim=DIM, size=8)
+        clip = ClipEmbedder(model, cache=None)
+        with ImageStore(f"{temporary}/s.clip", embedder=clip) as store:
+            click.echo(f"first run:  {store.ingest(folder)}")
+        calls = sum(model.calls[0])
+        for _ in range(ROUNDS):
+            with ImageStore(f"{temporary}/s.clip", embedder=clip) as store:
+                click.echo(f"second run: {store.ingest(folder)}; {sum(model.calls[0]) - calls} decoded")
+
+
+class Nowhere:
+    """A store that takes everything and keeps nothing."""
+
+    where, streams = "nowhere", 1
+
+    def open_for_writing(self) -> None:
+        """Be ready."""
+
+    def etags(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Know nothing."""
+        return {}
+
+    def write(self, points: Points) -> None:
+        """Take them."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def resident_mb() -> float:
+    """Resident memory of this process (Linux), in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _images(count: int) -> Iterator[tuple[str, UInt8, dict[str, object]]]:
+    for number in range(count):
+        pixels = np.full((8, 8, 3), number % 251, np.uint8)
+        pixels[0, 0] = [number >> 16, number >> 8 & 255, number & 255]
+        yield f"folder/{number:08}.png", pixels, {"size": number}
+
+
+@main.command()
+@click.option("--up-to", default=100_000, show_default=True)
+def memory(up_to: int) -> None:
+    """How much memory stays behind for each 100,000 images: of ours, and of the shard."""
+    clip = ClipEmbedder(FakeModel(dim=DIM, size=8), cache=None, batch_size=64)
+    click.echo(
+        f"{'images':>9} {'store':>8} {'MB at start':>12} {'at end':>8} {'per 100,000':>12} {'µs each':>8}"
+    )
+    for count in [each for each in (10_000, 100_000, 1_000_000) if each <= up_to]:
+        for name in ("nowhere", "Edge"):
+            with tempfile.TemporaryDirectory() as folder:
+                sink: Any = Nowhere() if name == "nowhere" else _edge(Path(folder) / "s.clip")
+                marks = list[tuple[int, float]]()
+                source = iterable(_images(count), ("image", "path", None))
+                job = Ingest(sink, clip, source, Options(), partial(_mark, marks))
+                took = _seconds(job.run)
+                if name == "Edge":
+                    sink.close()
+            settled = marks[len(marks) // 10 :]
+            slope = np.polyfit([mark[0] for mark in settled], [mark[1] for mark in settled], 1)[0] * 100_000
+            click.echo(
+                f"{count:9,} {name:>8} {marks[0][1]:12.1f} {marks[-1][1]:8.1f} {slope:12.2f} "
+                f"{took / count * 1e6:8.0f}"
+            )
+
+
+def _mark(marks: list[tuple[int, float]], report: IngestReport) -> None:
+    marks.append((report.written, resident_mb()))
+
+
+@main.command()
+@click.option("--vectors", "count", default=10_000, show_default=True)
+def recall(count: int) -> None:
+    """recall@10 against brute force, and how far scores are off, before and after `optimize`."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((200, DIM))
+    rows = (centres[rng.integers(0, 200, count)] + rng.standard_normal((count, DIM))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = rows[:500] + 0.5 * rng.standard_normal((500, DIM)).astype(np.float32) / DIM**0.5
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sink = _edge(Path(folder) / "s.clip")
+        for start in range(0, count, 256):
+            part = rows[start : start + 256]
+            keys = [str(number) for number in range(start, start + len(part))]
+            sink.write(
+                Points([point_id(key) for key in keys], part, [{"_key": key, "_etag": "x"} for key in keys])
+            )
+        sink.close()
+        with ImageStore(f"{folder}/s.clip", embedder=ClipEmbedder(Instant())) as store:
+            _recall(store, rows, queries, "exact")
+            store.optimize()
+            _recall(store, rows, queries, f"{store.status().indexed:,} indexed")
+
+
+def _recall(store: ImageStore, rows: Float32, queries: Float32, name: str) -> None:
+    found = 0
+    worst = 0.0
+    took = 0.0
+    for query in queries:
+        exact = rows @ query
+        begun = time.perf_counter()
+        hits = store.search(vector=query, k=10)
+        took += time.perf_counter() - begun
+        found += len({str(place) for place in np.argsort(-exact)[:10].tolist()} & {hit.key for hit in hits})
+        worst = max(worst, *(abs(hit.score - float(exact[int(hit.key)])) for hit in hits))
+    share = found / (10 * len(queries))
+    click.echo(
+        f"{name:16} recall@10 {share:.4f}, scores within {worst:.1e}, "
+        f"{took / len(queries) * 1e3:.2f} ms a query"
+    )
+
+
+if __name__ == "__main__":
+    main()

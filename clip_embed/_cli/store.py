@@ -1,0 +1,356 @@
+"""Stores in Qdrant on the command line: filling, searching, and looking after them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from clip_embed import ClipEmbedder, ImagePolicy
+from clip_embed._cli.signals import Stopped
+from clip_embed._cli.table import format_table
+from clip_embed._models.opening import default_model
+
+if TYPE_CHECKING:
+    from clip_embed_qdrant import Failures, ImageStore, IngestReport
+
+_SHOWN = 10  # failures
+_BETWEEN_LINES = 30.0  # seconds, where there is no terminal
+_FACTS = ("dimensions", "date", "camera", "gps")
+_KINDS = ("keyword", "integer", "float", "bool", "datetime", "geo", "text")
+
+
+class _Place(click.Path):
+    """A folder that exists, or the URL of a server."""
+
+    name = "folder or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
+        """Return it as text."""
+        return value if _is_url(str(value)) else str(super().convert(value, param, ctx))
+
+
+PLACE = _Place(exists=True, file_okay=False)
+
+
+def _is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def is_store(place: str) -> bool:
+    """Whether a folder or URL is a store rather than a folder of photos."""
+    return _is_url(place) or Path(place, "store.json").is_file()
+
+
+def store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which collection of a server is meant."""
+    key = click.option("--api-key", envvar="QDRANT_API_KEY", metavar="KEY", help="Better: QDRANT_API_KEY.")
+    return click.option("--collection", metavar="NAME", help="On a Qdrant server.")(key(command))
+
+
+def _table_options(command: Callable[..., None]) -> Callable[..., None]:
+    for name, default, what in (("key", "path", "keys"), ("image", "image", "images")):
+        option = click.option(f"--{name}", default=default, show_default=True, metavar="COLUMN",
+                              help=f"Column with the {what}, in tables.")  # fmt: skip
+        command = option(command)
+    return click.option("--prefix", default="", metavar="TEXT", help="What keys begin with.")(command)
+
+
+def _json_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def _model_option(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Hub name, local folder, or offline. [default: that of the store, else CLIP_EMBED_MODEL]"
+    return click.option("--model", metavar="NAME", help=text)(command)
+
+
+def _open(
+    place: str,
+    collection: str | None,
+    api_key: str | None,
+    model: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> ImageStore:
+    from clip_embed_qdrant import ImageStore
+
+    if _is_url(place) != bool(collection):
+        raise click.UsageError("a server needs --collection, a folder has none")
+    embedder = ClipEmbedder(model) if model else None
+    return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
+
+
+def search_store(
+    place: str,
+    text: str,
+    k: int,
+    page: Path | None,
+    condition: str | None,
+    collection: str | None,
+    api_key: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Print the hits of a search in a store."""
+    try:
+        where = json.loads(condition) if condition else None
+    except ValueError as error:
+        raise click.BadParameter(f"this is no JSON: {error}", param_hint="--filter") from error
+    with _open(place, collection, api_key, model) as store:
+        try:
+            hits = store.search(text=text, k=k, where=where)
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(str(error)) from error
+    if as_json:
+        rows = [{"path": hit.key, "score": round(hit.score, 6), "payload": hit.payload} for hit in hits]
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        click.echo(format_table(("score", "photo"), [(hit.score, hit.key) for hit in hits], widest=4096))
+    if page:
+        hits.to_html(page)
+        click.echo(f"Gallery: {page.resolve()}", err=as_json)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", "place", required=True, metavar="STORE", help="Folder, or URL of a Qdrant server.")
+@store_options
+@_table_options
+@click.option(
+    "--payload", multiple=True, metavar="COLUMN", help="Take this column along; repeat. [default: all]"
+)
+@click.option(
+    "--fact", "facts", multiple=True, type=click.Choice(_FACTS), help="Take from the files' headers; repeat."
+)
+@click.option(
+    "--index", "indexes", multiple=True, metavar="FIELD=KIND", help=f"Filter fast; {', '.join(_KINDS)}."
+)
+@click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
+              help="Tell changed files by size and time, or by content.")  # fmt: skip
+@click.option("--shard", default="0/1", metavar="I/N", help="Take the I-th of N shares, from 0.")
+@click.option("--patience", default=600.0, show_default=True, help="Seconds to ride out an outage.")
+@click.option(
+    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
+)
+@_model_option
+@_json_option
+def ingest(
+    source: str,
+    place: str,
+    collection: str | None,
+    api_key: str | None,
+    key: str,
+    image: str,
+    prefix: str,
+    payload: tuple[str, ...],
+    facts: tuple[str, ...],
+    indexes: tuple[str, ...],
+    etag: str,
+    shard: str,
+    patience: float,
+    failures: Path | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Embed the images of SOURCE into a store; what is in it already is skipped.
+
+    SOURCE is a folder, a pattern, a URL as s3://bucket/photos, a Parquet or CSV file, or tar files. Run it
+    again after whatever ended it: it goes on from there. Failed images are listed, and the exit code is 1.
+    """
+    from clip_embed_qdrant import IngestStopped
+    from clip_embed_qdrant._sources import open_source
+
+    store = _open(place, collection, api_key, model or _new_model(place), indexes=_parse_indexes(indexes))
+    stopped: IngestStopped | None = None
+    with store:
+        columns = (image, key, payload or None)
+        try:
+            opened = open_source(source, columns=columns, policy=ImagePolicy())
+            with _progress(opened.total()) as progress:
+                store.ingest(
+                    opened,
+                    etag=cast("Any", etag),
+                    facts=cast("Any", facts),
+                    prefix=prefix,
+                    shard=_parse_shard(shard),
+                    patience=patience,
+                    progress=progress,
+                )
+        except IngestStopped as error:
+            stopped = error
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(str(error)) from error
+        report = store.last_report
+    if report is None:
+        return
+    _say(report, as_json)
+    _list(report.failed)
+    if failures:
+        report.failed.to_parquet(failures)
+        click.echo(f"Failures: {failures.resolve()}", err=True)
+    if stopped:
+        raise click.ClickException(str(stopped))
+    if report.failed:
+        sys.exit(1)
+
+
+def _new_model(place: str) -> str | None:
+    """Return the default model where a store does not say which it is of."""
+    return None if is_store(place) else default_model()
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    try:
+        index, of = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not I/N, as 0/4", param_hint="--shard") from None
+    return index, of
+
+
+def _parse_indexes(given: tuple[str, ...]) -> dict[str, Any]:
+    pairs = [each.partition("=") for each in given]
+    for field, _, kind in pairs:
+        if kind not in _KINDS or not field:
+            raise click.BadParameter(f"give FIELD=KIND, a kind of {', '.join(_KINDS)}", param_hint="--index")
+    return {field: kind for field, _, kind in pairs}
+
+
+@contextmanager
+def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
+    """Give a function that shows how far an ingest is: a bar on a terminal, else a line now and then."""
+    label = "Ingesting" if total is None else f"Ingesting {total:,} images"
+    told = time.monotonic()
+    shown: Any = click.progressbar(
+        length=total or 0, file=sys.stderr, label=label, item_show_func=cast("Any", _rate), show_pos=True
+    )
+    with shown as bar:
+
+        def show(report: IngestReport) -> None:
+            nonlocal told
+            if isinstance(sys.exception(), Stopped):  # the process may end at any moment from now on
+                click.echo(f"\nUntil then: {report}. Run it again to go on from there.", err=True)
+            elif sys.stderr.isatty():
+                done = report.skipped + report.written + len(report.failed)
+                bar.update(done - bar.pos, report)
+            elif time.monotonic() - told > _BETWEEN_LINES:
+                told = time.monotonic()
+                click.echo(str(report), err=True)
+
+        yield show
+
+
+def _rate(report: IngestReport | None) -> str | None:
+    if report is None:
+        return None
+    done = report.skipped + report.written
+    failed = f", {len(report.failed):,} failed" if report.failed else ""
+    return f"{done / max(report.seconds, 1e-9):,.0f} images/s{failed}"
+
+
+def _say(report: IngestReport, as_json: bool) -> None:
+    if as_json:
+        names = ("seen", "skipped", "embedded", "written", "retries", "seconds")
+        facts = {name: getattr(report, name) for name in names}
+        click.echo(json.dumps(facts | {"failed": len(report.failed)}, indent=1))
+    else:
+        click.echo(str(report))
+
+
+def _list(failures: Failures) -> None:
+    """List the first failures on stderr."""
+    for number, failure in enumerate(failures):
+        if number == _SHOWN:
+            click.echo(f"  … and {len(failures) - _SHOWN:,} more", err=True)
+            return
+        click.echo(f"  {failure}", err=True)
+
+
+@click.command()
+@click.argument("store", type=PLACE)
+@store_options
+@_json_option
+def status(store: str, collection: str | None, api_key: str | None, as_json: bool) -> None:
+    """Say what is in a store: model, images, size. No model is loaded."""
+    with _open(store, collection, api_key) as opened:
+        facts = asdict(opened.status())
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        facts["sources"] = ", ".join(f"{prefix}{root}" for prefix, root in facts["sources"].items())
+        rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()]
+        click.echo(format_table(("fact", "value"), [row for row in rows if row[1] is not None], widest=4096))
+
+
+@click.command()
+@click.argument("store", type=PLACE)
+@click.argument("source")
+@store_options
+@_table_options
+@click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
+              help="As it was ingested.")  # fmt: skip
+def verify(
+    store: str,
+    source: str,
+    collection: str | None,
+    api_key: str | None,
+    key: str,
+    image: str,
+    prefix: str,
+    etag: str,
+) -> None:
+    """Compare a store with its SOURCE; where they differ, the exit code is 1."""
+    with _open(store, collection, api_key) as opened:
+        found = opened.verify(source, image=image, key=key, prefix=prefix, etag=cast("Any", etag))
+    click.echo(str(found))
+    _list(found.problems)
+    if not found:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("store", type=PLACE)
+@click.argument("source")
+@store_options
+@_table_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(
+    store: str,
+    source: str,
+    collection: str | None,
+    api_key: str | None,
+    key: str,
+    image: str,
+    prefix: str,
+    yes: bool,
+) -> None:
+    """Remove from a store what its SOURCE no longer lists."""
+    with _open(store, collection, api_key) as opened:
+        if not yes:
+            extra = opened.verify(source, image=image, key=key, prefix=prefix).extra
+            points = opened.status().points
+            if not extra:
+                click.echo("Nothing to remove.")
+                return
+            click.confirm(f"Remove {extra:,} of {points:,} images from {store}?", abort=True)
+        removed = opened.prune(source, image=image, key=key, prefix=prefix)
+    click.echo(f"Removed {removed:,} images.")
+
+
+@click.command()
+@click.argument("store", type=click.Path(exists=True, file_okay=False))
+def optimize(store: str) -> None:
+    """Build the index of a store in a folder: faster searches from some 100,000 images on."""
+    with _open(store, None, None) as opened:
+        begun = time.monotonic()
+        opened.optimize()
+        click.echo(f"Indexed {opened.status().indexed:,} images in {time.monotonic() - begun:,.1f} s.")
+
+
+COMMANDS = (ingest, status, verify, prune, optimize)

@@ -1,0 +1,31 @@
+"""Images in Qdrant, found by text: fill a folder, a server or a cluster, and pick up where it stopped."""
+
+from clip_embed.errors import MissingExtra
+
+try:
+    import qdrant_client as _client  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    import qdrant_edge as _edge_library  # noqa: F401  # pyright: ignore[reportUnusedImport]
+except ModuleNotFoundError as error:
+    if error.name not in ("qdrant_client", "qdrant_edge"):
+        raise
+    raise MissingExtra(error.name.replace("_", "-"), "qdrant", "clip_embed_qdrant") from error
+
+from clip_embed_qdrant._errors import IngestStopped, StoreError, StoreLocked
+from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
+from clip_embed_qdrant._search import Hit, Hits
+from clip_embed_qdrant._store import ImageStore, Status
+from clip_embed_qdrant._verify import Verification
+
+__all__ = [
+    "Failures",
+    "Hit",
+    "Hits",
+    "ImageStore",
+    "IngestFailure",
+    "IngestReport",
+    "IngestStopped",
+    "Status",
+    "StoreError",
+    "StoreLocked",
+    "Verification",
+]

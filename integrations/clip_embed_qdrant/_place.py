@@ -1,0 +1,169 @@
+"""Where a store is and what it is of: the folder or server, what it notes, the embedder that fits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from qdrant_client import QdrantClient
+
+from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
+from clip_embed._models.opening import default_model
+from clip_embed._stamp import check_stamp
+from clip_embed._warn import warn_caller
+from clip_embed_qdrant._copy import check_same_space
+from clip_embed_qdrant._edge import EdgeSink
+from clip_embed_qdrant._errors import StoreError, Unstamped
+from clip_embed_qdrant._server import ServerSink, connect
+from clip_embed_qdrant._sink import IndexKind, Meta, Sink
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The arguments of `ImageStore` that say where it is and how it is reached."""
+
+    location: str | Path | None
+    collection: str | None
+    client: QdrantClient | None
+    api_key: str | None
+    timeout: float
+    grpc_port: int | None
+    vector: str
+    on_disk: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if (self.location is None) == (self.client is None):
+            raise TypeError("give either a location (a folder or a URL) or a client")
+        if self.is_folder == (self.collection is not None):
+            raise TypeError("a server or a client needs a collection, a folder has none")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is neither a server nor a client."""
+        return self.client is None and not str(self.location).lower().startswith(("http://", "https://"))
+
+
+class Place:
+    """A store that may not exist yet. Raises SpaceMismatch where it is of another space than the embedder."""
+
+    def __init__(
+        self, address: Address, given: ClipEmbedder | None, indexes: Mapping[str, IndexKind], *, adopt: bool
+    ) -> None:
+        self.given = given
+        self._vector = address.vector
+        self._indexes = indexes
+        self._client: QdrantClient | None = None
+        self.sink: Sink
+        self._meta: Meta | None
+        if address.is_folder or address.collection is None:
+            self.sink = EdgeSink(Path(str(address.location)))
+            self._meta = self.sink.read_meta()
+        else:
+            client = address.client
+            if client is None:
+                self._client = client = connect(
+                    str(address.location),
+                    api_key=address.api_key,
+                    timeout=address.timeout,
+                    grpc_port=address.grpc_port,
+                )
+            where = str(address.location or "the client")
+            server = ServerSink(
+                client, address.collection, vector=address.vector, on_disk=address.on_disk, where=where
+            )
+            self.sink = server
+            self._meta = self._read_or_adopt(server, adopt=adopt)
+        if self._meta and given is not None:
+            self._check(self._meta, given)
+
+    @cached_property
+    def embedder(self) -> ClipEmbedder:
+        """The embedder that was given, or one of the model that the store notes."""
+        if self.given is not None:
+            return self.given
+        if self._meta is None:
+            return ClipEmbedder(default_model())
+        if self._meta.model is None:
+            raise StoreError(f"{self.sink.where} was made with a model of your own: give embedder=")
+        found = ClipEmbedder(self._meta.model)
+        self._check(self._meta, found)
+        return found
+
+    @property
+    def policy(self) -> ImagePolicy:
+        """What may be read as an image."""
+        return self.given.policy if self.given else ImagePolicy()
+
+    def existing(self) -> Meta:
+        """Return what the store notes; StoreError where there is none."""
+        if self._meta is None:
+            raise StoreError(f"there is no store at {self.sink.where}: `ingest` makes it")
+        return self._meta
+
+    def prepare(self, root: str | None, prefix: str) -> None:
+        """Make the store where there is none, and note where the images come from."""
+        meta = self._meta or Meta(self.embedder.stamp(), _model_name(self.embedder), self._vector)
+        self.begin(meta)
+        if root is not None:
+            self._note(self.existing(), root, prefix)
+
+    def begin(self, meta: Meta) -> None:
+        """Make the store where there is none, and its indexes; SpaceMismatch if it is of another space."""
+        if self._meta is None:
+            self.sink.create(meta, meta.stamp.dim)
+            self._meta = meta
+        check_same_space(meta, self._meta, self.sink.where)
+        if self._indexes:
+            self.sink.index_fields(self._indexes)
+
+    def close(self) -> None:
+        """Let go of the folder or the connection; a client of the user's stays open."""
+        self.sink.close()
+        if self._client:
+            self._client.close()
+
+    def _check(self, meta: Meta, embedder: ClipEmbedder) -> None:
+        check_stamp(meta.stamp, meta.stamp.dim, embedder, self.sink.where)
+
+    def _note(self, meta: Meta, root: str, prefix: str) -> None:
+        before = meta.sources.get(prefix)
+        if before == root:
+            return
+        if before is not None:
+            warn_caller(
+                f"{self.sink.where} was filled from {before}, this is {root}: an image of the same relative "
+                "path replaces the other. If it is not the same collection moved, give each a prefix="
+            )
+        self._meta = replace(meta, sources={**meta.sources, prefix: root})
+        try:
+            self.sink.write_meta(self._meta)
+        except StoreError as error:  # a key may be allowed to write points alone
+            logger.info("%s: the origin of its images was not noted: %s", self.sink.where, error)
+
+    def _read_or_adopt(self, sink: ServerSink, *, adopt: bool) -> Meta | None:
+        try:
+            return sink.read_meta()
+        except Unstamped:
+            if not adopt:
+                raise
+        if self.given is None:
+            raise TypeError("adopt=True needs the embedder that the vectors are of: give embedder=")
+        dim = sink.adopted_dim()
+        if dim != self.given.dim:
+            raise SpaceMismatch(
+                f"{sink.where}: the vectors have {dim} dimensions, those of this model {self.given.dim}"
+            )
+        meta = Meta(self.given.stamp(), _model_name(self.given), sink.vector)
+        sink.write_meta(meta)
+        return meta
+
+
+def _model_name(embedder: ClipEmbedder) -> str | None:
+    """Return the name that opens the same model again; None for an object of the user's."""
+    return None if embedder.name == type(embedder.model).__name__ else embedder.name

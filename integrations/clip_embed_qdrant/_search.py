@@ -1,0 +1,175 @@
+"""From a question to a vector, and from points to hits."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
+from clip_embed._cli.gallery import Tile, write_gallery
+from clip_embed._images.source import ImageInput
+from clip_embed._types import Float32
+from clip_embed._vectors import has_direction, unit_rows
+from clip_embed_qdrant._entries import normal_key, point_id
+from clip_embed_qdrant._filters import All, Condition, HasId, Not
+from clip_embed_qdrant._sink import ETAG, KEY, Found, Payload, Query, Sink
+
+_CANDIDATES = 100  # among which diversity chooses, at least
+
+Example = str | npt.NDArray[np.floating]
+"""The key of a stored image, or a vector (d,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that a search found."""
+
+    key: str
+    score: float
+    """Cosine similarity."""
+    payload: Payload
+
+
+class Hits(list[Hit]):
+    """Hits, best first; in a notebook they show as a gallery.
+
+    >>> hits = store.search(text="red car")
+    >>> hits.to_html("cars.html")
+    """
+
+    def __init__(
+        self, hits: Iterable[Hit], *, title: str = "", sources: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(hits)
+        self._title = title
+        self._sources = dict(sources or {})
+
+    def to_html(self, file: str | Path) -> None:
+        """Write a page of thumbnails; an image that is no longer where it was says so."""
+        roots = [root for root in self._sources.values() if "://" not in root]
+        policy = ImagePolicy(roots=roots)  # a key is the word of whoever wrote the store
+        tiles = [Tile(self._image(hit.key), hit.key, hit.score) for hit in self]
+        write_gallery(Path(file), self._title, f"{len(self)} hits", tiles, policy)
+
+    def _image(self, key: str) -> str | Path:
+        """Return where the image of a key was when it was ingested."""
+        prefixes = [prefix for prefix in self._sources if key.startswith(prefix)]
+        if not prefixes:
+            return key
+        prefix = max(prefixes, key=len)
+        return Path(self._sources[prefix], key.removeprefix(prefix))
+
+    def _repr_html_(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / "page.html"
+            self.to_html(page)
+            content = html.escape(page.read_text("utf-8"))
+        height = 90 + 220 * -(-len(self) // 5)
+        return (
+            f'<iframe srcdoc="{content}" sandbox="" width="100%" height="{height}" style="border:0"></iframe>'
+        )
+
+
+def query_vector(
+    embedder: ClipEmbedder,
+    sink: Sink,
+    *,
+    text: str | None,
+    image: ImageInput | None,
+    vector: npt.NDArray[np.floating] | None,
+    like: Sequence[Example],
+    unlike: Sequence[Example],
+) -> tuple[Float32, list[str]]:
+    """Return the unit vector (d,) that a search asks for, and the ids of the stored images it names.
+
+    Text, image, vector and what is liked are averaged; what is not liked is taken from twice that.
+    """
+    rows: list[Float32] = []
+    if text is not None:
+        rows.append(embedder.embed_texts([text])[0])
+    if image is not None:
+        rows.append(embedder.embed_images([image])[0])
+    if vector is not None:
+        rows.append(_unit(vector, embedder.dim))
+    liked, liked_ids = _examples(like, embedder.dim, sink, "like")
+    unliked, unliked_ids = _examples(unlike, embedder.dim, sink, "unlike")
+    rows += liked
+    if not rows and not unliked:
+        raise ValueError("search for what? Give text=, image=, vector= or like=")
+    wanted = np.mean(rows, axis=0) if rows else np.zeros(embedder.dim, np.float32)
+    if unliked:
+        wanted = 2 * wanted - np.mean(unliked, axis=0)
+    unit = unit_rows(wanted.astype(np.float32)[None])[0]
+    if not has_direction(unit):
+        raise ValueError("what is liked and what is not cancel each other out")
+    return unit, liked_ids + unliked_ids
+
+
+def _examples(
+    examples: Sequence[Example], dim: int, sink: Sink, name: str
+) -> tuple[list[Float32], list[str]]:
+    if isinstance(examples, (str, bytes)):
+        raise TypeError(f"{name} must be a list of keys; for a single one wrap it in a list: [{examples!r}]")
+    keys = {point_id(normal_key(each)): each for each in examples if isinstance(each, str)}
+    found = {point.id: point.vector for point in sink.fetch(list(keys))} if keys else {}
+    if missing := [key for id_, key in keys.items() if found.get(id_) is None]:
+        raise ValueError(f"{name}: there is no image {missing[0]!r} in {sink.where}")
+    vectors = [_unit(each, dim) for each in examples if not isinstance(each, str)]
+    return vectors + [vector for vector in found.values() if vector is not None], list(keys)
+
+
+def _unit(vector: npt.NDArray[np.floating], dim: int) -> Float32:
+    row = np.asarray(vector, np.float32)
+    if row.ndim != 1:
+        raise ValueError(f"a vector must be one row of numbers, not an array of shape {row.shape}")
+    if len(row) != dim:
+        raise SpaceMismatch(f"the vector has {len(row)} dimensions, those of the store have {dim}")
+    unit = unit_rows(row[None])[0]
+    if not has_direction(unit):
+        raise ValueError("the vector is not finite, or all zeros")
+    return unit
+
+
+def without(condition: Condition | None, ids: list[str]) -> Condition | None:
+    """Return the filter that also leaves out some points."""
+    if not ids:
+        return condition
+    others = Not(HasId(tuple(ids)))
+    return others if condition is None else All((condition, others))
+
+
+def run_query(sink: Sink, query: Query, group_by: str | None, group_size: int) -> list[Hit]:
+    """Return the hits of a query, of each value of `group_by` no more than `group_size`."""
+    query = replace(query, candidates=max(_CANDIDATES, 4 * query.limit))
+    if group_by is None:
+        return [_hit(point) for point in sink.query(query)]
+    limit = 4 * query.limit * group_size
+    while True:
+        found = sink.query(replace(query, limit=limit, candidates=max(_CANDIDATES, limit)))
+        counts: dict[object, int] = {}
+        chosen: list[Found] = []
+        for point in found:
+            value = _value(point.payload, group_by)
+            counts[value] = counts.get(value, 0) + 1
+            if counts[value] <= group_size:
+                chosen.append(point)
+        if len(chosen) >= query.limit or len(found) < limit:
+            return [_hit(point) for point in chosen[: query.limit]]
+        limit *= 4
+
+
+def _value(payload: Payload, field: str) -> object:
+    value = cast("object", payload.get(field))
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+def _hit(point: Found) -> Hit:
+    payload = {name: value for name, value in point.payload.items() if name not in (KEY, ETAG)}
+    return Hit(str(point.payload.get(KEY, point.id)), point.score, payload)

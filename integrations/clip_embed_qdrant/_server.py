@@ -1,0 +1,300 @@
+"""A store in a collection of a Qdrant server or cluster, or of a client of the user's own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
+
+import grpc
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable, Unstamped
+from clip_embed_qdrant._filters import Condition, client_filter
+from clip_embed_qdrant._sink import ETAG, KEY, Condensed, Found, IndexKind, Meta, Points, Query, as_vector
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_META = "clip_embed"
+_PAGE = 1_000
+_NOBODY = "00000000-0000-0000-0000-000000000000"
+_Code = grpc.StatusCode
+_LATER = {_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.ABORTED, _Code.RESOURCE_EXHAUSTED, _Code.INTERNAL,
+          _Code.UNKNOWN, _Code.CANCELLED, _Code.DATA_LOSS}  # fmt: skip
+_REFUSED = {_Code.INVALID_ARGUMENT, _Code.OUT_OF_RANGE}
+_FULL = ("no space left", "out of disk", "disk is full", "not enough disk", "insufficient storage")
+_TOO_LARGE = "larger than max"
+_WAYS = {
+    "auth": "check the API key, and that it may write",
+    "full": "free space on the server, then run it again",
+}
+
+
+class ServerSink:
+    """A `Sink` over a client. A new collection has a named vector in float16, and metadata with the space."""
+
+    def __init__(
+        self, client: QdrantClient, collection: str, *, vector: str, on_disk: bool, where: str
+    ) -> None:
+        self._client = client
+        self._collection = collection
+        self.vector = vector
+        self._on_disk = on_disk
+        self.where = f"{where}/{collection}"
+        local = _is_local(client)
+        self.streams = 1 if local else 3
+        # The engine inside the client is made for one thread.
+        self._turn: AbstractContextManager[object] = threading.RLock() if local else nullcontext()
+
+    def read_meta(self) -> Meta | None:
+        """Ask for the collection's metadata; None where there is no collection.
+
+        Raises StoreError for a collection that says nothing about its vectors.
+        """
+        if not self._ask(lambda: self._client.collection_exists(self._collection)):
+            return None
+        config = self._ask(lambda: self._client.get_collection(self._collection)).config
+        text = (config.metadata or {}).get(_META)
+        if text is None:
+            raise Unstamped(
+                f"nothing in the collection {self.where} says which model made its vectors: give "
+                f"adopt=True if it is that of the embedder, or another collection"
+            )
+        meta = Meta.from_json(cast("str", text), self.where)
+        self.vector = meta.vector
+        return meta
+
+    def adopted_dim(self) -> int:
+        """Return the dimension of the vectors in a collection that others made; StoreError for other ones."""
+        params = self._ask(lambda: self._client.get_collection(self._collection)).config.params.vectors
+        named = params if isinstance(params, dict) else {"": params}
+        found = named.get(self.vector)
+        if found is None:
+            raise StoreError(
+                f"the collection {self.where} has no vectors called {self.vector!r}; it has "
+                f"{', '.join(map(repr, named))}: name them by vector="
+            )
+        if found.distance != models.Distance.COSINE:
+            raise StoreError(f"the collection {self.where} compares by {found.distance}, not by cosine")
+        return found.size
+
+    def create(self, meta: Meta, dim: int) -> None:
+        """Make an empty collection."""
+        params = models.VectorParams(
+            size=dim,
+            distance=models.Distance.COSINE,
+            datatype=models.Datatype.FLOAT16,
+            on_disk=self._on_disk or None,
+        )
+        self._ask(
+            lambda: self._client.create_collection(
+                self._collection, vectors_config={meta.vector: params}, metadata={_META: meta.to_json()}
+            )
+        )
+        self.vector = meta.vector
+
+    def write_meta(self, meta: Meta) -> None:
+        """Replace the collection's metadata."""
+        self._ask(lambda: self._client.update_collection(self._collection, metadata={_META: meta.to_json()}))
+
+    def open_for_writing(self) -> None:
+        """Try whether writing is allowed, by removing a point that does not exist."""
+        self.delete([_NOBODY])
+
+    def index_fields(self, fields: Mapping[str, IndexKind]) -> None:
+        """Make payload fields quick to filter by."""
+        for name, kind in fields.items():
+            schema = models.PayloadSchemaType(kind)
+            self._ask(
+                lambda name=name, schema=schema: self._client.create_payload_index(
+                    self._collection, name, schema
+                )
+            )
+
+    def etags(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Return the etag of each of the ids that is stored."""
+        records = self._ask(
+            lambda: self._client.retrieve(
+                self._collection, list(ids), with_payload=[ETAG], with_vectors=False
+            )
+        )
+        return {str(record.id): (record.payload or {}).get(ETAG) for record in records}
+
+    def write(self, points: Points) -> None:
+        """Insert or replace points; returns when the server has done so."""
+        rows = points.vectors.tolist()
+        # What is checked here is checked already; validating each number again would take most of the time.
+        batch = models.Batch.model_construct(
+            ids=list(points.ids),
+            vectors={self.vector: rows} if self.vector else rows,
+            payloads=list(points.payloads),
+        )
+        self._done(lambda: self._client.upsert(self._collection, batch, wait=True))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove points."""
+        chosen = models.PointIdsList(points=list(ids))
+        self._done(lambda: self._client.delete(self._collection, chosen, wait=True))
+
+    def flush(self) -> None:
+        """Nothing is left to do: a write returns when it is done."""
+
+    def count(self, condition: Condition | None = None) -> int:
+        """Return how many points there are."""
+        chosen = client_filter(condition)
+        return self._ask(lambda: self._client.count(self._collection, count_filter=chosen)).count
+
+    def query(self, query: Query) -> list[Found]:
+        """Return the nearest points, best first."""
+        row = query.vector.tolist()
+        wanted: Any = row
+        if query.diversity is not None:
+            mmr = models.Mmr(diversity=query.diversity, candidates_limit=query.candidates)
+            wanted = models.NearestQuery(nearest=row, mmr=mmr)
+        answer = self._ask(
+            lambda: self._client.query_points(
+                self._collection,
+                wanted,
+                using=self.vector or None,
+                query_filter=client_filter(query.condition),
+                limit=query.limit,
+                score_threshold=query.threshold,
+                with_payload=True,
+            )
+        )
+        return [Found(str(point.id), point.payload or {}, point.score) for point in answer.points]
+
+    def fetch(self, ids: Sequence[str]) -> list[Found]:
+        """Return those of the ids that are stored, with their vectors."""
+        records = self._ask(
+            lambda: self._client.retrieve(self._collection, list(ids), with_payload=True, with_vectors=True)
+        )
+        return [self._found(record) for record in records]
+
+    def scroll(self, *, with_vectors: bool = False) -> Iterator[list[Found]]:
+        """Yield all points in pages."""
+        offset: Any = None
+        while True:
+            records, offset = self._ask(
+                lambda offset=offset: self._client.scroll(
+                    self._collection,
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=True if with_vectors else [KEY, ETAG],
+                    with_vectors=with_vectors,
+                )
+            )
+            yield [self._found(record) for record in records]
+            if offset is None:
+                return
+
+    def condense(self) -> Condensed:
+        """Return counts; a server does not say what it takes on disk."""
+        info = self._ask(lambda: self._client.get_collection(self._collection))
+        return Condensed(self.count(), info.indexed_vectors_count or 0, info.segments_count, None)
+
+    def optimize(self) -> None:
+        """Raise StoreError: a server builds its index by itself."""
+        raise StoreError(f"{self.where}: a Qdrant server optimises its collections by itself")
+
+    def close(self) -> None:
+        """The client stays open where it is the user's own; `ImageStore` closes one that it made."""
+
+    def _found(self, record: models.Record) -> Found:
+        given: Any = record.vector
+        vector: Any = cast("dict[str, Any]", given).get(self.vector) if isinstance(given, dict) else given
+        return Found(
+            str(record.id), record.payload or {}, vector=None if vector is None else as_vector(vector)
+        )
+
+    def _done(self, write: Callable[[], models.UpdateResult]) -> None:
+        status = self._ask(write).status
+        if status != models.UpdateStatus.COMPLETED:
+            raise Unreachable(f"{self.where} did not say in time that it had written (it said {status})")
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Send a request; what the client raises becomes Unreachable, Rejected or StoreError."""
+        try:
+            with self._turn:
+                return request()
+        except ResourceExhaustedResponse as error:
+            raise Unreachable(f"{self.where} asks for patience: {error}", error.retry_after_s) from error
+        except grpc.RpcError as error:
+            raise self._from_grpc(error) from error
+        except UnexpectedResponse as error:
+            raise self._from_http(error) from error
+        except ResponseHandlingException as error:
+            raise Unreachable(f"{self.where} does not answer: {error.source}") from error
+        except QdrantException as error:  # a Retry-After that is no number of seconds
+            raise Unreachable(f"{self.where}: {error}") from error
+        except (ValueError, RuntimeError) as error:  # the engine inside the client
+            kind = StoreError if "not found" in str(error) or "closed" in str(error) else Rejected
+            raise kind(f"{self.where}: {error}") from error
+
+    def _from_grpc(self, error: grpc.RpcError) -> StoreError:
+        call = cast("grpc.Call", error)
+        code, details = call.code(), call.details() or ""
+        text = f"{self.where}: {code.name}: {details}"
+        if _is_full(details):
+            return StoreError(f"{text}: {_WAYS['full']}")
+        if code in _REFUSED or _TOO_LARGE in details:
+            return Rejected(text)
+        if code in _LATER:
+            return Unreachable(text)
+        refused = code in (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)
+        return StoreError(f"{text}: {_WAYS['auth']}" if refused else text)
+
+    def _from_http(self, error: UnexpectedResponse) -> StoreError:
+        code = error.status_code or 0
+        details = error.content.decode("utf-8", "replace")[:300]
+        text = f"{self.where}: {code} {error.reason_phrase}: {details}"
+        if code == 507 or _is_full(details):
+            return StoreError(f"{text}: {_WAYS['full']}")
+        if code in (400, 413, 422):
+            return Rejected(text)
+        if code in (408, 429) or (code >= 500 and code != 501):
+            return Unreachable(text)
+        return StoreError(f"{text}: {_WAYS['auth']}" if code in (401, 403) else text)
+
+
+def connect(url: str, *, api_key: str | None, timeout: float, grpc_port: int | None) -> QdrantClient:
+    """Return a client of a server: by gRPC, or by HTTP where `grpc_port` is None or nobody listens there."""
+    client = _client(url, api_key, timeout, grpc_port)
+    if grpc_port is not None:
+        try:
+            client.collection_exists(_META)
+        except grpc.RpcError as error:
+            if cast("grpc.Call", error).code() in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED):
+                logger.info("%s does not answer by gRPC on port %s, HTTP is taken", url, grpc_port)
+                client.close()
+                client = _client(url, api_key, timeout, None)
+    return client
+
+
+def _client(url: str, api_key: str | None, timeout: float, grpc_port: int | None) -> QdrantClient:
+    return QdrantClient(
+        url=url,
+        api_key=api_key,
+        timeout=max(1, round(timeout)),
+        prefer_grpc=grpc_port is not None,
+        grpc_port=grpc_port or 6334,
+        check_compatibility=False,  # it would ask in a thread of its own and warn from there
+    )
+
+
+def _is_full(details: str) -> bool:
+    return any(word in details.lower() for word in _FULL)
+
+
+def _is_local(client: QdrantClient) -> bool:
+    """Whether a client has its engine inside (":memory:" or `path=`)."""
+    try:
+        _ = client.http
+    except (AttributeError, NotImplementedError):
+        return True
+    return False

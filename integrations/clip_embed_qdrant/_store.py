@@ -1,0 +1,331 @@
+"""`ImageStore`: images in Qdrant, found by text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import QdrantClient
+
+from clip_embed import ClipEmbedder
+from clip_embed._images.source import ImageInput
+from clip_embed_qdrant._copy import Copy
+from clip_embed_qdrant._entries import EtagKind, Source, normal_key
+from clip_embed_qdrant._facts import FACTS, Fact
+from clip_embed_qdrant._filters import Where, parse_where
+from clip_embed_qdrant._ingest import Ingest, Job, Options
+from clip_embed_qdrant._place import Address, Place
+from clip_embed_qdrant._report import IngestReport
+from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
+from clip_embed_qdrant._sink import VECTOR, IndexKind, Query
+from clip_embed_qdrant._sources import open_source
+from clip_embed_qdrant._verify import Verification, prune, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What there is to say about a store."""
+
+    where: str
+    model: str | None
+    """Hub name or folder of the model; None for a model of the user's own."""
+    space: str
+    recipe: str
+    """How the vectors of the first ingest were computed."""
+    dim: int
+    points: int
+    indexed: int
+    """Vectors in the HNSW index; the others are compared one by one."""
+    segments: int | None
+    bytes: int | None
+    """On disk; None where a server does not say."""
+    sources: Mapping[str, str]
+    """Where the images came from last, by prefix of their keys."""
+
+
+class ImageStore:
+    """Images in Qdrant: filled by `ingest`, searched by `search`.
+
+    >>> from clip_embed import ClipEmbedder
+    >>> from clip_embed_qdrant import ImageStore
+    >>> with ImageStore("photos.clip", embedder=ClipEmbedder("offline")) as store:
+    ...     print(store.ingest("photos/"))
+    ...     for hit in store.search(text="a red car", k=5):
+    ...         print(f"{hit.score:.3f} {hit.key}")
+
+    `location` is a folder, in which Qdrant Edge keeps the store in this process, or the URL of a Qdrant
+    server or cluster with `collection`; `client` is a QdrantClient of your own, also with `collection`.
+    Without `embedder` the model that made the vectors is loaded by the name that the store notes; for a
+    new store, the default model. One process at a time writes to a folder; others may search meanwhile.
+
+    Servers: gRPC is taken where somebody listens on `grpc_port`, else HTTP; `timeout` is that of one request
+    in seconds. New collections have one named vector `vector` in float16, cosine; `on_disk=True` keeps
+    it out of memory. A collection that does not say which model made its vectors is refused, unless
+    `adopt=True` says that it is the embedder's. `indexes` names payload fields that are filtered by, with
+    their kind ("keyword", "integer", "float", "bool", "datetime", "geo", "text"); made before anything else.
+
+    Raises SpaceMismatch where the store holds vectors of another space than the embedder's,
+    StoreError where it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        location: str | Path | None = None,
+        *,
+        collection: str | None = None,
+        client: QdrantClient | None = None,
+        embedder: ClipEmbedder | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        grpc_port: int | None = 6334,
+        adopt: bool = False,
+        vector: str = VECTOR,
+        on_disk: bool = False,
+        indexes: Mapping[str, IndexKind] | None = None,
+    ) -> None:
+        address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
+        self._indexes = dict(indexes or {})
+        self._place = Place(address, embedder, self._indexes, adopt=adopt)
+        self._sink = self._place.sink
+        self.last_report: IngestReport | None = None
+        """That of the last `ingest` or `retry`, also where it was interrupted."""
+
+    def __repr__(self) -> str:
+        return f"ImageStore({self._sink.where!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder or the connection; a client of yours stays open. Idempotent."""
+        self._place.close()
+
+    @property
+    def embedder(self) -> ClipEmbedder:
+        """The embedder that was given, or one of the model that the store notes."""
+        return self._place.embedder
+
+    def ingest(
+        self,
+        source: object,
+        *,
+        image: str = "image",
+        key: str = "path",
+        payload: Sequence[str] | None = None,
+        etag: EtagKind = "stat",
+        facts: Sequence[Fact] = (),
+        prefix: str = "",
+        shard: tuple[int, int] = (0, 1),
+        on_error: Literal["skip", "raise"] = "skip",
+        patience: float = 600.0,
+        storage_options: Mapping[str, object] | None = None,
+        progress: Callable[[IngestReport], object] | None = None,
+    ) -> IngestReport:
+        """Embed what is new or changed in a source and write it; return what was done.
+
+        `source` is a folder, a pattern ("photos/**/*.jpg"), a URL of fsspec ("s3://bucket/photos", with
+        `storage_options`), a Parquet or CSV file, a tar file or pattern of tar files (webdataset), an Arrow
+        table, dataset or reader, a DuckDB relation, or an iterable of (key, image) or (key, image, payload).
+        In tables `image` and `key` name the columns, `payload` those to take along, by default all that a
+        payload can hold. Files bring `path` and `size`, and what `facts` ask of their headers: "dimensions",
+        "date" and "camera" of the EXIF block, "gps" too only if it is named here.
+
+        The key of a file is its path relative to the source, with `prefix` in front; the id of a point
+        follows from its key. An image is skipped, undecoded, while its etag is the stored one: size and
+        time for `etag="stat"`, its content for "sha256" (always for images handed in by value).
+        `shard=(i, n)` takes the i-th of n shares, counted from 0, so that n machines fill one collection.
+
+        A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
+        does not answer, requests are repeated for `patience` seconds; then, or where it refuses the
+        key, is gone or full, IngestStopped is raised with the report. `progress` is called with the report
+        so far, a few times a second. Called again, ingest goes on from where it was, whatever ended it.
+        """
+        if etag not in ("stat", "sha256"):
+            raise ValueError(f"etag must be 'stat' or 'sha256', not {etag!r}")
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
+        if unknown := set(facts) - set(FACTS):
+            raise ValueError(f"there is no fact {min(unknown)!r}; there are {', '.join(FACTS)}")
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {shard!r}")
+        opened = self._open(source, image, key, payload, storage_options)
+        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error == "raise", patience)
+        return self._run(opened, options, progress)
+
+    def retry(
+        self, report: IngestReport, *, progress: Callable[[IngestReport], object] | None = None
+    ) -> IngestReport:
+        """Try the failures of a report again that may work now; return what was done.
+
+        The source of that ingest is listed again, and only the failed images in it are looked at.
+        """
+        if not isinstance(report.job, Job):
+            raise TypeError("this report is not one of `ingest` or `retry`")
+        source, options = report.job.source, report.job.options
+        if not source.repeatable:
+            raise ValueError("the source was an iterator, which is used up: call ingest with a new one")
+        keys = frozenset(failure.key for failure in report.failed if failure.retryable)
+        return self._run(source, replace(options, only=keys), progress)
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: ImageInput | None = None,
+        vector: npt.NDArray[np.floating] | None = None,
+        like: Sequence[Example] = (),
+        unlike: Sequence[Example] = (),
+        where: Where | None = None,
+        k: int = 10,
+        threshold: float | None = None,
+        diversity: float | None = None,
+        group_by: str | None = None,
+        group_size: int = 1,
+    ) -> Hits:
+        """Return the k images that fit best, best first, with their cosine similarity.
+
+        Ask by `text`, by `image`, by `vector` (d,), by stored images you `like` (their keys), or by several
+        of them, which are averaged; `unlike` leads away from others. Images named by key are no hits.
+
+        `where` filters by payload: {"camera": "X100"}, {"album": ["a", "b"]} for one of several,
+        {"size": {"$gte": 1000, "$lt": 9000}}, {"taken": {"$gte": "2024-05-01"}}, {"album": None} where it is
+        missing, and {"$or": […]}, {"$and": […]}, {"$not": {…}}; also $ne, $in, $nin, $exists. `threshold` is
+        the least score. `diversity` from 0 to 1 prefers hits that differ from each other (MMR);
+        `group_by` allows `group_size` hits for each value of a payload field.
+        """
+        if k < 1 or group_size < 1:
+            raise ValueError(f"k and group_size must be at least 1, not {min(k, group_size)}")
+        if diversity is not None and not 0 <= diversity <= 1:
+            raise ValueError(f"diversity must lie between 0 and 1, not {diversity}")
+        meta = self._place.existing()
+        condition = parse_where(where)
+        wanted, named = query_vector(
+            self.embedder, self._sink, text=text, image=image, vector=vector, like=like, unlike=unlike
+        )
+        query = Query(wanted, k, without(condition, named), threshold, diversity)
+        hits = run_query(self._sink, query, group_by, group_size)
+        return Hits(hits, title=text or "Search", sources=meta.sources)
+
+    def status(self) -> Status:
+        """Say what is in the store; loads no model."""
+        meta = self._place.existing()
+        facts = self._sink.condense()
+        return Status(
+            self._sink.where,
+            meta.model,
+            meta.stamp.space,
+            meta.stamp.recipe,
+            meta.stamp.dim,
+            facts.points,
+            facts.indexed,
+            facts.segments,
+            facts.bytes,
+            meta.sources,
+        )
+
+    def verify(
+        self,
+        source: object,
+        *,
+        image: str = "image",
+        key: str = "path",
+        etag: EtagKind = "stat",
+        prefix: str = "",
+        storage_options: Mapping[str, object] | None = None,
+    ) -> Verification:
+        """Compare a source with the store: what is missing, changed, unreadable or no longer there.
+
+        Nothing is decoded or changed. `source` and the rest are as in `ingest`, and as they were there.
+        Takes 8 bytes of memory for each image.
+        """
+        self._place.existing()
+        opened = self._open(source, image, key, [], storage_options)
+        return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._place.policy)
+
+    def prune(
+        self,
+        source: object,
+        *,
+        image: str = "image",
+        key: str = "path",
+        prefix: str = "",
+        storage_options: Mapping[str, object] | None = None,
+    ) -> int:
+        """Remove what the source no longer lists; return how many points that were.
+
+        Only keys that begin with `prefix` are looked at. Raises StoreError, and removes nothing,
+        where the source lists no image at all or has a folder that cannot be read.
+        """
+        self._place.existing()
+        opened = self._open(source, image, key, [], storage_options)
+        return prune(self._sink, opened, prefix=normal_key(prefix))
+
+    def optimize(self) -> None:
+        """Build the index that makes searching a store in a folder faster from some 100,000 images on.
+
+        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers, which do so
+        by themselves.
+        """
+        self._place.existing()
+        self._sink.optimize()
+
+    def copy_to(
+        self,
+        url: str | None,
+        collection: str,
+        *,
+        client: QdrantClient | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        grpc_port: int | None = 6334,
+        on_disk: bool = False,
+        patience: float = 600.0,
+        progress: Callable[[IngestReport], object] | None = None,
+    ) -> IngestReport:
+        """Copy all points to a collection of a server or of a client of yours; nothing is embedded.
+
+        The collection is made where there is none. What it has in the same state is skipped, so that a
+        copy that was interrupted goes on from there. Options are as in the constructor and in `ingest`.
+        Raises SpaceMismatch where the collection holds vectors of another space.
+        """
+        meta = self._place.existing()
+        address = Address(url, collection, client, api_key, timeout, grpc_port, meta.vector, on_disk)
+        target = Place(address, None, self._indexes, adopt=False)
+        try:
+            target.begin(meta)
+            return Copy(self._sink, target.sink, patience, progress).run()
+        finally:
+            target.close()
+
+    def _run(
+        self, source: Source, options: Options, progress: Callable[[IngestReport], object] | None
+    ) -> IngestReport:
+        self._place.prepare(source.root, options.prefix)
+        job = Ingest(self._sink, self.embedder, source, options, progress)
+        try:
+            return job.run()
+        finally:
+            self.last_report = job.report
+
+    def _open(
+        self,
+        source: object,
+        image: str,
+        key: str,
+        payload: Sequence[str] | None,
+        storage_options: Mapping[str, object] | None,
+    ) -> Source:
+        columns = (image, key, payload)
+        return open_source(
+            source, columns=columns, policy=self._place.policy, storage_options=storage_options
+        )
