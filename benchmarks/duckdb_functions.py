@@ -1,8 +1,8 @@
 """What the functions of clip_embed_duckdb cost beside the bare embedder, and how much memory they take.
 
-    python benchmarks/duckdb.py throughput [--model offline] [--images 200] [--rounds 3]
-    python benchmarks/duckdb.py overhead [--images 4096]
-    python benchmarks/duckdb.py memory [--images 2000]
+    python benchmarks/duckdb_functions.py throughput [--model offline] [--images 200] [--rounds 3]
+    python benchmarks/duckdb_functions.py overhead [--images 4096]
+    python benchmarks/duckdb_functions.py memory [--images 2000]
 
 throughput: fresh images to scores, from a folder of paths, a table of BLOBs and Parquet with row groups of
 50, each beside `ClipEmbedder.scores` on the same images in the same round; the order of the contenders
@@ -28,10 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-# This file is called like the library, which it must not hide.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 
 import click
 import duckdb
@@ -89,9 +87,17 @@ def in_sql(folder: Path, clip: ClipEmbedder, relation: str, column: str) -> tupl
         if relation == "photos":
             con.execute(f"CREATE TABLE photos AS FROM '{folder}/photos.parquet'")
         register(con, clip, progress=False)
-        return timed(
-            lambda: con.execute(f"SELECT {column}, clip_score({column}, '{TEXT}') FROM {relation}").fetchall()
-        )
+        return timed(partial(fetch, con, scoring(relation, column)))
+
+
+def scoring(relation: str, column: str) -> str:
+    """The query that is timed."""
+    return f"SELECT {column}, clip_score({column}, '{TEXT}') FROM {relation}"
+
+
+def fetch(con: duckdb.DuckDBPyConnection, query: str) -> list[tuple[object, ...]]:
+    """Run a query and take all its rows."""
+    return con.execute(query).fetchall()
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -108,7 +114,7 @@ def rounds_of(folder: Path, clip: ClipEmbedder, rounds: int) -> dict[str, list[t
         "ClipEmbedder.scores": lambda: timed(lambda: clip.scores(files, [TEXT]))
     }
     for name, (relation, column) in sources(folder).items():
-        runs[name] = lambda relation=relation, column=column: in_sql(folder, clip, relation, column)
+        runs[name] = partial(in_sql, folder, clip, relation, column)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(rounds):
@@ -161,9 +167,7 @@ def overhead(images: int, rounds: int) -> None:
         taken = rounds_of(folder, ClipEmbedder(FakeModel(), cache=None), rounds)
         again = second_queries(folder, rounds)
     base = taken["ClipEmbedder.scores"]
-    print(
-        f"{images} PNGs of 16 × 16, a model that answers at once, DuckDB {duckdb.__version__}, {rounds} rounds"
-    )
+    print(f"{images} PNGs of 16 × 16, a model that answers at once, DuckDB {duckdb.__version__}")
     print(f"{'µs an image':24}{'wall':>9}{'beyond':>9}{'CPU':>9}{'beyond':>9}")
     for contender, times in (taken | again).items():
         cells: list[float] = []
@@ -189,14 +193,16 @@ def second_queries(folder: Path, rounds: int) -> dict[str, list[tuple[float, flo
         con.execute(f"CREATE TABLE photos AS FROM '{folder}/photos.parquet'")
         register(con, ClipEmbedder(FakeModel()), progress=False)
         for name, (relation, column) in sources(folder).items():
-            query = f"SELECT {column}, clip_score({column}, '{TEXT}') FROM {relation}"
-            con.execute(query).fetchall()
-            taken[f"again: {name}"] = [timed(con.execute(query).fetchall) for _ in range(rounds)]
+            query = scoring(relation, column)
+            fetch(con, query)
+            again = partial(fetch, con, query)
+            taken[f"again: {name}"] = [timed(again) for _ in range(rounds)]
     return taken
 
 
 _QUERIES = {
-    "paths": "SELECT file, clip_score(file, $t) FROM glob($f || '/files/*') ORDER BY clip_sim(file, $t) LIMIT 5",
+    "paths": "SELECT file, clip_score(file, $t) FROM glob($f || '/files/*') "
+    "ORDER BY clip_sim(file, $t) LIMIT 5",
     "Parquet": "SELECT file, clip_score(img, $t) FROM read_parquet($f || '/photos.parquet') "
     "ORDER BY clip_sim(img, $t) LIMIT 5",
     "Parquet, bytes only": "SELECT max(md5(img)) FROM read_parquet($f || '/photos.parquet')",
@@ -213,9 +219,7 @@ def memory(images: int, model: str, where: Path | None) -> None:
         folder = Path(name)
         photo = jpeg(4000, 3000, LARGE, 0)
         write(folder, images, lambda number: photo + number.to_bytes(8, "big"), ".jpg")
-        print(
-            f"{images} JPEGs of 12 megapixels, {len(photo) / 1e6:.1f} MB, {model}, DuckDB {duckdb.__version__}"
-        )
+        print(f"{images} JPEGs of {len(photo) / 1e6:.1f} MB, {model}, DuckDB {duckdb.__version__}")
         print(f"{'':24}{'peak MB':>9}{'above the start':>17}{'seconds':>9}")
         for query in _QUERIES:
             command = [sys.executable, __file__, "one-query", str(folder), query, model]
