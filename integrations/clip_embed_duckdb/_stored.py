@@ -88,8 +88,8 @@ def stored_form(vectors: Vectors, type_: str) -> Column:
     if type_.startswith("TINYINT"):
         largest = np.abs(units).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
         units = np.rint(units * (127 / largest)).astype(np.int8)
-    make: Any = pa.FixedSizeListArray.from_arrays
-    return make(pa.array(units.reshape(-1)), vectors.rows.shape[1])
+    make = cast("Any", pa.FixedSizeListArray)
+    return make.from_arrays(pa.array(units.reshape(-1)), vectors.rows.shape[1])
 
 
 def is_constant(vectors: Vectors) -> bool:
