@@ -128,7 +128,8 @@ def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
         yield
         con.commit()
     except BaseException:
-        con.rollback()
+        with suppress(duckdb.TransactionException):  # it is over already
+            con.rollback()
         raise
 
 
@@ -156,4 +157,8 @@ def arrow_view(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> Ge
     try:
         yield name
     finally:
-        con.unregister(name)
+        try:
+            con.unregister(name)
+        except duckdb.TransactionException:  # aborted: only after its end does the view let go of the arrays
+            con.rollback()
+            con.unregister(name)

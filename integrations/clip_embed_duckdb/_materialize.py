@@ -67,7 +67,8 @@ def materialize(
 
     `storage="int8"` keeps TINYINT[d], a quarter of the size: each vector is scaled so that its largest
     number is ±127, which no cosine notices. See `register` for `clip_search(…, rescore := …)`, which
-    makes up for the rounding.
+    makes up for the rounding: of the ten best by float32 the ten best by int8 have 99.8 % without it and
+    100 % with it (`python benchmarks/duckdb_stored.py`, vectors of a random walk).
 
     The column's comment says which model made the vectors, behind what you wrote there; see `check`.
     Raises SpaceMismatch where the column has vectors of another model, ClipEmbedError for a view, a
