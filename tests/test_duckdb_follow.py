@@ -45,7 +45,8 @@ def insert(con: duckdb.DuckDBPyConnection, *rows: tuple[int | None, bytes | None
 def kept(con: duckdb.DuckDBPyConnection, table: str = "photos_emb") -> dict[int, str]:
     """Return by key what a vector is nearest to, or the first words of the reason."""
     rows = con.execute(
-        f"SELECT id, coalesce(emb_error[:12], clip_label(emb, ['red', 'blue', 'green'])) FROM {table} ORDER BY id"
+        "SELECT id, coalesce(emb_error[:12], clip_label(emb, ['red', 'blue', 'green'])) "
+        f"FROM {table} ORDER BY id"
     ).fetchall()
     return {int(key): str(what) for key, what in rows}
 
@@ -109,7 +110,9 @@ def test_many_rows_at_once(con: duckdb.DuckDBPyConnection) -> None:
     rows = pa.table({"id": [*range(10, 5009), 10], "img": [picture("red")] * 5000})
     con.register("rows", rows)
     con.execute("INSERT INTO photos BY NAME FROM rows")
-    assert con.execute("SELECT count(*), count(emb) FROM photos_emb WHERE id >= 10").fetchall() == [(4999, 4999)]
+    assert con.execute("SELECT count(*), count(emb) FROM photos_emb WHERE id >= 10").fetchall() == [
+        (4999, 4999)
+    ]
 
 
 def test_a_second_call_goes_on(con: duckdb.DuckDBPyConnection) -> None:
@@ -166,11 +169,14 @@ def test_a_reopened_file_needs_register(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("photos", "img", "note"), '"note" does not tell the rows apart: 3 repeat a value'),
+        (("photos", "img", "note"), '"note" does not tell rows apart: 3 repeat a value'),
         (("photos", "img", "nope"), "has no column 'nope'; it has id, img, note"),
         (("v", "img", "id"), '"v" is a view, which holds no rows of its own'),
         (("photos", "id", "id"), "is a column of INTEGER; images are a BLOB"),
-        (("photos", "img", "id", "other"), r"is there, and is no table of \(id INTEGER, emb FLOAT\[16\], emb_error"),
+        (
+            ("photos", "img", "id", "other"),
+            r"is there, and no table of \(id INTEGER, emb FLOAT\[16\], emb_error",
+        ),
     ],
 )
 def test_wrong_arguments(con: duckdb.DuckDBPyConnection, arguments: tuple[str, ...], message: str) -> None:

@@ -152,12 +152,10 @@ def test_wrong_names_are_named(con: duckdb.DuckDBPyConnection) -> None:
     """A missing table or column, or one without images, gives an error with its name or type."""
     with pytest.raises(duckdb.CatalogException, match="nothing does not exist"):
         con.execute("FROM clip_search('nothing', 'img', 'red')")
-    with pytest.raises(
-        duckdb.BinderException, match="'name', 'img'.*lower\\('nope'\\).*empty set of columns"
-    ):
+    with pytest.raises(duckdb.BinderException, match=r"'name', 'img'.*lower\('nope'\).*empty set of columns"):
         con.execute("FROM clip_search('photos', 'nope', 'red')")
     con.execute("CREATE TABLE n AS SELECT 1 AS img")
-    with pytest.raises(duckdb.InvalidInputException, match="clip_score: the image must be .* not INTEGER"):
+    with pytest.raises(duckdb.InvalidInputException, match=r"clip_score: the image must be .* not INTEGER"):
         con.execute("FROM clip_search('n', 'img', 'red')").fetchall()
 
 
@@ -184,12 +182,12 @@ def test_rescoring(con: duckdb.DuckDBPyConnection) -> None:
     candidates = names(con, "clip_search('v', 'rough', 'red', k := 20)")
     rescored = con.execute(
         "SELECT name, score FROM clip_search('v', 'rough', 'red', k := 2, rescore := 'EXACT')"
-    )
+    ).fetchall()
     expected = con.execute(
         "SELECT name, clip_score(exact, 'red') s FROM v WHERE list_contains(?, name) ORDER BY s DESC LIMIT 2",
         [candidates],
-    )
-    assert rescored.fetchall() == expected.fetchall()
+    ).fetchall()
+    assert rescored == expected
 
 
 def test_it_lives_on_the_connection_that_registered(con: duckdb.DuckDBPyConnection) -> None:

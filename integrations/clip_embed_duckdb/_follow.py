@@ -99,7 +99,7 @@ class _SideTarget:
         }:
             shape = ", ".join(f"{each.name} {each.type}" for each in wanted.values())
             raise ClipEmbedError(
-                f"{self._side} is there, and is no table of ({shape}): give another name for into"
+                f"{self._side} is there, and no table of ({shape}): give another name for into"
             )
         stamped = bool(found) and check_vectors(self._side, found[_VECTOR], embedder) is not None
         embedder.stamp()  # takes its time: not within the transaction
@@ -117,7 +117,7 @@ class _SideTarget:
                 )
 
     def count(self, *, retry: bool) -> tuple[int, int]:
-        """Return the number of rows, and of images that are to be embedded; failures are forgotten to retry."""
+        """Return the number of rows, and of images to be embedded; to retry, failures are forgotten."""
         if retry:
             self._con.execute(f"DELETE FROM {self._side} WHERE {_ERROR} IS NOT NULL")
         ((rows,),) = ask(self._con, f"SELECT count(*) FROM {self._table}")
@@ -171,7 +171,7 @@ class _SideTarget:
         ]
 
     def _embed(self, rows: str) -> str:
-        """Return the statement that embeds rows: no more than one of a key, or the user's insert would fail."""
+        """Return the statement that embeds rows: one of each key, or the user's own would fail."""
         key, image = self._key.sql, self._image.sql
         return (
             f"INSERT OR REPLACE INTO {self._side} SELECT {key}, e.vector, e.error FROM ("
@@ -184,5 +184,5 @@ class _SideTarget:
         ((repeated,),) = ask(self._con, f"SELECT count({key}) - count(DISTINCT {key}) FROM {self._table}")
         if repeated:
             raise ClipEmbedError(
-                f"{self._table}.{key} does not tell the rows apart: {repeated:,} repeat a value; give another key"
+                f"{self._table}.{key} does not tell rows apart: {repeated:,} repeat a value; give another key"
             )

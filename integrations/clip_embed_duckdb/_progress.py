@@ -57,7 +57,7 @@ class Progress:
         seconds = time.monotonic() - self._began
         if seconds < _QUIET or not _is_watched():
             return None
-        bar = _make_bar("clip-embed", None, delay=_QUIET)  # no line of zeros to begin with
+        bar = _make_bar("clip-embed", None)
         bar.start_t -= seconds
         return bar
 
@@ -96,10 +96,12 @@ class Bar(Progress):
         """Nothing: the bar is open all the time."""
 
 
-def _make_bar(label: str, total: int | None, *, delay: float = 0) -> Any:  # noqa: ANN401 - a tqdm, without types
+def _make_bar(label: str, total: int | None) -> Any:  # noqa: ANN401 - a tqdm, whose stubs name no types
     tqdm = import_module("tqdm").tqdm  # of sentence-transformers, and slow to import
-    looks = {"desc": label, "unit": " images", "file": sys.stderr, "leave": False}
-    return tqdm(total=total, **looks, smoothing=0, mininterval=0.2, delay=delay)
+    looks = {"desc": label, "unit": " images", "file": sys.stderr, "leave": False, "mininterval": 0.2}
+    if total is None:
+        return tqdm(**looks, smoothing=0, delay=_QUIET)  # no line of zeros to begin with
+    return tqdm(**looks, total=total)
 
 
 def _is_watched() -> bool:
