@@ -12,6 +12,7 @@ from pyarrow import types
 
 Column: TypeAlias = Any  # a pa.Array: its stubs know nested types only by their element
 Kind: TypeAlias = Any  # a pa.DataType
+Counts = npt.NDArray[np.int64]
 
 _SQL_NAMES = {
     "bool": "BOOLEAN",
@@ -60,7 +61,7 @@ def blobs_and_paths(column: Column) -> tuple[Column | None, Column | None] | Non
     return (blobs, paths) if known and fits else None
 
 
-def text_lists(column: Column) -> list[tuple[tuple[str | None, ...], npt.NDArray[np.int64]]] | None:
+def text_lists(column: Column) -> list[tuple[tuple[str | None, ...], Counts]] | None:
     """Return each list of texts with its rows, int64 (k,); None where the column holds no such lists.
 
     NULL rows have no list. That DuckDB repeats a constant for each row costs little.
@@ -74,13 +75,15 @@ def text_lists(column: Column) -> list[tuple[tuple[str | None, ...], npt.NDArray
         texts = texts.cast(pa.string())
     if not is_text(texts.type):
         return None
-    lengths = np.asarray(pc.list_value_length(column.drop_null()))
+    lengths: Counts = np.asarray(cast("Any", pc).list_value_length(column.drop_null()), np.int64)
     coded = texts.cast(pa.string()).dictionary_encode(null_encoding="encode")
-    codes, names = np.asarray(coded.indices), cast("list[str | None]", coded.dictionary.to_pylist())
+    codes: Counts = np.asarray(coded.indices, np.int64)
+    names = cast("list[str | None]", coded.dictionary.to_pylist())
     if len(present) and (lengths == lengths[0]).all():
         table = codes.reshape(len(present), -1)
+        first: list[int] = table[0].tolist()
         if (table == table[0]).all():
-            return [(tuple(names[code] for code in table[0]), present)]
+            return [(tuple(names[code] for code in first), present)]
     rows_of: dict[tuple[int, ...], list[int]] = {}
     ends = np.cumsum(lengths)
     for row, start, end in zip(present.tolist(), (ends - lengths).tolist(), ends.tolist(), strict=True):

@@ -104,7 +104,7 @@ def _labels(call: Call, img: Column, labels: Column) -> Column:
 def _ranked(found: Classification) -> Column:
     """Return the labels of each image, best first, as a list of structs."""
     order = np.argsort(-found.probabilities, axis=1, kind="stable")
-    names = pa.array(found.labels).take(pa.array(order.reshape(-1)))
+    names = pa.array(found.labels).take(order.reshape(-1))
     shares = pa.array(np.take_along_axis(found.probabilities, order, axis=1).reshape(-1))
     ends = np.arange(len(order) + 1, dtype=np.int32) * len(found.labels)
     struct, lists = cast("Any", pa.StructArray), cast("Any", pa.ListArray)
@@ -118,7 +118,8 @@ def _classify(
     sets = call.labels(labels)
     images = call.images(img)
     units = images.units()
-    answers, place_of = [pa.nulls(0, kind)], np.full(len(img), -1, np.int64)
+    answers: list[Any] = [pa.nulls(0, kind)]
+    place_of = np.full(len(img), -1, np.int64)
     for names, rows in sets:
         rows = rows[images.valid[rows]]
         try:
@@ -127,7 +128,8 @@ def _classify(
             raise ValueError(f"{call.name}: {error}") from None
         place_of[rows] = np.arange(len(rows)) + sum(map(len, answers))
         answers.append(say(found).cast(kind))
-    return pa.concat_arrays(answers).take(pa.array(place_of, mask=place_of < 0))
+    places = cast("Any", pa.array(place_of, mask=place_of < 0))
+    return pa.concat_arrays(answers).take(places)
 
 
 def _error(call: Call, img: Column) -> Column:

@@ -117,8 +117,12 @@ class SharedStream:
                 self._jobs.remove(job)
             job.close()
             self._settle()
-        if job.error is not None:
-            raise job.error
+        if (error := job.error) is not None:
+            job.error = None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and the connection that read the files
 
     def _settle(self) -> None:
         """Let the serving thread end where it has no call: one that runs at the program's end makes noise.

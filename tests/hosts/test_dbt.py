@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("dbt.adapters.duckdb", reason="needs dbt-duckdb")
 
 PROJECT = "{name: photos, version: '1.0', profile: photos, models: {+materialized: table}}"
+FROM = "FROM glob('photos/*') AS t(file)"
 MODELS = {
-    "labels": "SELECT file, clip_label(file, ['car', 'panda', 'rose']) AS label FROM glob('photos/*') t(file)",
+    "labels": f"SELECT file, clip_label(file, ['car', 'panda', 'rose']) AS label {FROM}",
     "counts": "SELECT label, count(*) AS n FROM {{ ref('labels') }} GROUP BY label",
-    "vectors": "SELECT file, clip_image(file) AS emb, clip_error(file) AS error FROM glob('photos/*') t(file)",
-    "best": "SELECT file, score FROM clip_search('{{ ref(\"vectors\").identifier }}', 'emb', 'a panda', k := 1)",
+    "vectors": f"SELECT file, clip_image(file) AS emb, clip_error(file) AS error {FROM}",
+    "best": "FROM clip_search('{{ ref(\"vectors\").identifier }}', 'emb', 'a panda', k := 1)",
 }
 
 
