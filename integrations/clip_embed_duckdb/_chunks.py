@@ -122,19 +122,20 @@ def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
         con.begin()
     except duckdb.TransactionException as error:
         raise ClipEmbedError(
-            "the connection is in a transaction, and this commits its work in parts: commit or roll back first"
+            "the connection is in a transaction, and this commits in parts: commit or roll back first"
         ) from error
     try:
         yield
         con.commit()
     except BaseException:
-        con.rollback()
+        with suppress(duckdb.TransactionException):  # it is over already
+            con.rollback()
         raise
 
 
 @contextmanager
 def rare_checkpoints(con: duckdb.DuckDBPyConnection) -> Generator[None]:
-    """Let DuckDB write its log into the file more rarely: each time it rewrites what the table's end holds."""
+    """Let DuckDB put its log into the file more rarely: each time it writes the table's last part anew."""
     before = ask(con, "SELECT current_setting('checkpoint_threshold')")[0][0]
     try:
         con.execute(f"SET checkpoint_threshold = {text(_LOG)}")
@@ -156,4 +157,8 @@ def arrow_view(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> Ge
     try:
         yield name
     finally:
-        con.unregister(name)
+        try:
+            con.unregister(name)
+        except duckdb.TransactionException:  # aborted: only after its end does the view let go of the arrays
+            con.rollback()
+            con.unregister(name)

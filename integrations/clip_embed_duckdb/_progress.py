@@ -98,9 +98,10 @@ class Bar(Progress):
 
 def _make_bar(label: str, total: int | None) -> Any:  # noqa: ANN401 - a tqdm, whose stubs name no types
     tqdm = import_module("tqdm").tqdm  # of sentence-transformers, and slow to import
-    return tqdm(
-        desc=label, total=total, unit=" images", file=sys.stderr, leave=False, mininterval=0.2
-    )
+    looks = {"desc": label, "unit": " images", "file": sys.stderr, "leave": False, "mininterval": 0.2}
+    if total is None:
+        return tqdm(**looks, smoothing=0, delay=_QUIET)  # no line of zeros to begin with
+    return tqdm(**looks, total=total)
 
 
 def _is_watched() -> bool:

@@ -48,6 +48,7 @@ def register(
       STRUCT(label VARCHAR, probability FLOAT)[], best first. As `ClipEmbedder.classify`: probabilities
       share an image among the labels given, one of none of them included.
     - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
+    - `clip_embedding(img)` STRUCT(vector FLOAT[d], error VARCHAR): both at once; it never raises either.
     - `FROM clip_search('photos', 'img', 'red car', k := 10)`: the best k rows of a table or view with
       their `score`, best first, none without a score. Names as in SQL: `'my.db.photos'`, `'"a.b"'`. With
       `rescore := 'emb'` the best 10 × k rows by `img` are scored again by the column `emb`, as for vectors

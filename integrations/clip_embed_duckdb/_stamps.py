@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
 import duckdb
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch, Stamp
@@ -62,9 +63,7 @@ def check(
     return stamp
 
 
-def check_database(
-    con: duckdb.DuckDBPyConnection, embedder: ClipEmbedder | None = None
-) -> list[Mismatch]:
+def check_database(con: duckdb.DuckDBPyConnection, embedder: ClipEmbedder | None = None) -> list[Mismatch]:
     """Return the stamped columns whose vectors are of another space, in all attached databases.
 
     Nothing is loaded where no column has a stamp, little where all are of the model's own space.

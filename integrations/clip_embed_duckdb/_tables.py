@@ -11,9 +11,11 @@ from clip_embed.errors import ClipEmbedError
 
 _PART = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 _FIND = """
-SELECT database_name, schema_name, table_name, false FROM duckdb_tables() WHERE lower(table_name) = lower($name)
+SELECT database_name, schema_name, table_name, false FROM duckdb_tables()
+WHERE lower(table_name) = lower($name)
 UNION ALL
-SELECT database_name, schema_name, view_name, true FROM duckdb_views() WHERE lower(view_name) = lower($name)
+SELECT database_name, schema_name, view_name, true FROM duckdb_views()
+WHERE lower(view_name) = lower($name)
 """
 _COLUMNS = """
 SELECT column_name, data_type, comment FROM duckdb_columns()
@@ -50,7 +52,11 @@ class Table:
     def columns(self, con: duckdb.DuckDBPyConnection) -> dict[str, Column]:
         """Return the columns in order, by their names in small letters: DuckDB does not tell case."""
         rows = ask(con, _COLUMNS, [self.database, self.schema, self.name])
-        return {str(name).lower(): Column(str(name), str(type_), comment) for name, type_, comment in rows}
+        columns = [
+            Column(str(name), str(type_), None if comment is None else str(comment))
+            for name, type_, comment in rows
+        ]
+        return {column.name.lower(): column for column in columns}
 
     def column(self, con: duckdb.DuckDBPyConnection, name: str) -> Column:
         """Return a column; ClipEmbedError where there is none of this name."""
@@ -68,7 +74,8 @@ def find_table(con: duckdb.DuckDBPyConnection, name: str) -> Table:
     """
     parts = _parts(name)
     rows = ask(con, _FIND, {"name": parts[-1]})
-    found = [table for table in (Table(*map(str, row[:3]), bool(row[3])) for row in rows) if _fits(table, parts)]
+    tables = [Table(str(row[0]), str(row[1]), str(row[2]), bool(row[3])) for row in rows]
+    found = [table for table in tables if _fits(table, parts)]
     if not found:
         raise ClipEmbedError(f"there is no table {name!r} in the database")
     if len(found) > 1 and len(parts) < 3:
@@ -123,7 +130,7 @@ def _parts(name: str) -> list[str]:
         if name[place : place + 1] not in ("", "."):
             break
     if place != len(name) or not 1 <= len(parts) <= 3:
-        raise ClipEmbedError(f"{name!r} is no name of a table; write it as after FROM: photos, \"my.photos\"")
+        raise ClipEmbedError(f'{name!r} is no name of a table; write it as after FROM: photos, "my.photos"')
     return parts
 
 
