@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -59,3 +61,70 @@ def test_folder_to_parquet(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert table.num_rows == 5
     stamp = Stamp.from_json(table.schema.field("vector").type.field(0).metadata[b"clip_embed"])
     assert stamp.space == ClipEmbedder("offline").space
+
+
+def test_duckdb_photos(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of one's own, with a broken file in it; its photos have no dates, and the rest works."""
+    shutil.copy(folder / "astronaut.jpg", folder / "astronaut_again.jpg")
+    run("duckdb_photos.py", monkeypatch, str(folder))
+    shown = capsys.readouterr().out
+    assert "done=6, failed=1" in shown
+    assert "astronaut_again.jpg" in shown.partition("Nearly the same photo twice")[0]
+    assert "astronaut_again.jpg" in shown.partition("Nearly the same photo twice")[2]
+
+
+def test_duckdb_photos_of_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a folder: red cars first, a photo for each month, the copies found."""
+    run("duckdb_photos.py", monkeypatch, "--model", "offline")
+    shown = capsys.readouterr().out
+    mission, _, rest = shown.partition("What is in the album")
+    assert mission.index("car_red_saloon.jpg") < mission.index("car_blue_saloon.jpg")
+    assert "2026-05" in rest
+    assert "honey_bee_copy.jpg" in rest.partition("Nearly the same photo twice")[2]
+
+
+NOTEBOOK = EXAMPLES / "duckdb_photos.ipynb"
+
+
+def code_cells() -> list[dict[str, Any]]:
+    """Return the cells of the notebook that hold code."""
+    return [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells run one after the other, and find what its outputs show."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    found: dict[str, Any] = {}
+    for number, cell in enumerate(code_cells()):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), found)  # noqa: S102 - a notebook
+    assert [row[0] for row in found["best"].fetchall()][:2] == ["car_red_saloon.jpg", "car_red_avenue.jpg"]
+    assert (found["report"].done, found["report"].failed) == (48, 0)
+    assert {(name, twin) for name, _, twin, *_ in found["twins"]} >= {("honey_bee.jpg", "honey_bee_copy.jpg")}
+    found["con"].close()
+    found["album"].cleanup()
+
+
+def test_the_notebook_in_a_kernel() -> None:
+    """It runs as Jupyter runs it, and each cell shows what the committed one shows."""
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel: the env hosts has them")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: the env hosts has them")
+    pytest.importorskip("ipykernel", reason="needs nbclient and ipykernel: the env hosts has them")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for new, committed in zip(ran, code_cells(), strict=True):
+        kinds = [each["output_type"] for each in new.outputs if each.get("name") != "stderr"]
+        assert kinds == [each["output_type"] for each in committed["outputs"]]
+
+
+def test_the_notebook_is_small() -> None:
+    """It shows its results on the page of the repository, in thumbnails, and names no folder of anybody."""
+    assert NOTEBOOK.stat().st_size < 100_000
+    outputs = [output for cell in code_cells() for output in cell["outputs"]]
+    assert sum("<img" in "".join(output.get("data", {}).get("text/html", "")) for output in outputs) == 3
+    assert "/home/" not in json.dumps(outputs)
+    assert "/tmp/" not in json.dumps(outputs)  # noqa: S108

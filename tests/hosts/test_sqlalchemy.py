@@ -1,59 +1,55 @@
-"""The recipe for SQLAlchemy with duckdb-engine."""
+"""SQLAlchemy with duckdb-engine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("duckdb_engine", reason="needs duckdb-engine")
-from sqlalchemy import Engine, create_engine, event, func, literal, select, table, text
-from sqlalchemy.sql import column
-
-from clip_embed import ClipEmbedder
-from clip_embed_duckdb import register
+import sqlalchemy
+from sqlalchemy import func, literal, select, text
 
 
-def make_engine(url: str, clip: ClipEmbedder) -> Engine:
-    """Return an engine whose connections have the functions."""
-    engine = create_engine(url)
-
-    @event.listens_for(engine, "connect")
-    def add_functions(connection: object, record: object) -> None:
-        register(connection, clip)
-
-    return engine
+@pytest.fixture
+def found(recipe: Callable[[str], str]) -> Iterator[dict[str, Any]]:
+    """What the page's recipe leaves behind."""
+    names: dict[str, Any] = {}
+    exec(recipe("SQLAlchemy"), names)  # noqa: S102 - the point of the test
+    yield names
+    names["engine"].dispose()
 
 
-@pytest.mark.parametrize("url", ["duckdb:///:memory:", "duckdb:///photos.duckdb"])
-def test_every_connection_has_the_functions(url: str, photos: Path, clip: ClipEmbedder) -> None:
-    """The engine's pool hands out connections that query images, one after the other and side by side."""
-    engine = make_engine(url, clip)
-    query = text("SELECT file FROM glob('photos/*.jpg') AS t(file) ORDER BY clip_sim(file, :query) LIMIT 1")
-
-    def best(colour: str) -> str:
-        with engine.connect() as connection:
-            return str(connection.execute(query, {"query": colour}).scalar_one())
-
-    colours = ["red", "green", "blue"] * 4
-    assert [Path(best(colour)).stem for colour in colours[:3]] == colours[:3]
-    if "memory" not in url:  # in memory there is one connection, for one thread at a time
-        with ThreadPoolExecutor(3) as threads:
-            assert [Path(file).stem for file in threads.map(best, colours)] == colours
-    engine.dispose()
+def test_the_recipe(found: dict[str, Any]) -> None:
+    """Its query has the best match first, and no file that failed."""
+    assert found["best"][0] == "photos/car_red_saloon.jpg"
+    assert "photos/torn.jpg" not in found["best"]
 
 
-def test_expressions(photos: Path, clip: ClipEmbedder) -> None:
-    """`func` builds the calls; a score is a number."""
-    engine = make_engine("duckdb:///photos.duckdb", clip)
-    with engine.begin() as connection:
+def test_connections_side_by_side(found: dict[str, Any]) -> None:
+    """All connections of the pool have the functions, at the same time."""
+    subjects = {"a panda": "panda", "a rose": "rose_red", "a red car": "car_red_saloon"}
+
+    def best(subject: str) -> str:
+        with found["engine"].connect() as connection:
+            return str(connection.execute(found["query"], {"query": subject}).scalars().first())
+
+    asked = [*subjects] * 4
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(best, asked)) == [f"photos/{subjects[subject]}.jpg" for subject in asked]
+
+
+def test_expressions(found: dict[str, Any]) -> None:
+    """`func` builds the calls; a score is a number, NULL where the image failed."""
+    with found["engine"].begin() as connection:
         connection.execute(text("CREATE TABLE photos AS SELECT file FROM glob('photos/*.jpg') AS t(file)"))
-    file = column("file")
-    query = select(file, func.clip_score(file, literal("blue")).label("score")).select_from(table("photos"))
-    with engine.connect() as connection:
-        rows = connection.execute(query.order_by(func.clip_sim(file, literal("blue")))).all()
-    assert Path(rows[0].file).stem == "blue"
+    file = sqlalchemy.column("file")
+    score = func.clip_score(file, literal("a panda")).label("score")
+    query = select(file, score).select_from(sqlalchemy.table("photos"))
+    with found["engine"].connect() as connection:
+        rows = connection.execute(query.order_by(func.clip_sim(file, literal("a panda")))).all()
+    assert rows[0].file == "photos/panda.jpg"
     assert rows[0].score > rows[1].score
     assert rows[-1].score is None
-    engine.dispose()
