@@ -6,6 +6,7 @@ from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
+from clip_embed._evaluate import Retrieval, evaluate_retrieval
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
@@ -41,7 +42,9 @@ __all__ = [
     "ModelNotFound",
     "ModelUnsupported",
     "Profile",
+    "Retrieval",
     "SpaceMismatch",
     "Stamp",
     "adopt",
+    "evaluate_retrieval",
 ]

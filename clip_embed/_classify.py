@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from clip_embed._engine.fork import outlive_forks
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 
@@ -20,6 +23,8 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a drawing of a {}",
 )
 """Sentences that each label is put into; the mean of their vectors suffers less from one phrasing."""
+
+_MOST_SETS = 16  # of labels that are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +54,39 @@ class Classification:
         ]
 
 
-def label_vectors(
-    embed_texts: Callable[[Iterable[str]], Float32], labels: Sequence[str], templates: Sequence[str]
-) -> Float32:
-    """Return float32 (k, d), unit rows: for each label the mean direction of its sentences.
+class LabelVectors:
+    """The vectors of sets of labels, of which those used last are made only once. Thread-safe."""
 
-    Raises TypeError for a single str, ValueError for labels or templates that cannot tell images apart.
-    """
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[tuple[str, ...], ...], Float32] = OrderedDict()
+        self.begin_child()
+        outlive_forks(self)
+
+    def begin_child(self) -> None:
+        """Make the lock, anew after a fork."""
+        self._lock = threading.Lock()
+
+    def get(
+        self, embed_texts: Callable[[Iterable[str]], Float32], labels: Sequence[str], templates: Sequence[str]
+    ) -> Float32:
+        """Return float32 (k, d), unit rows: for each label the mean direction of its sentences.
+
+        Raises TypeError for a single str, ValueError for labels or templates that cannot tell images apart.
+        """
+        _check(labels, templates)
+        name = tuple(labels), tuple(templates)
+        with self._lock:
+            if name not in self._known:
+                sentences = [template.replace("{}", label) for label in labels for template in templates]
+                rows = embed_texts(sentences).reshape(len(labels), len(templates), -1)
+                self._known[name] = unit_rows(rows.mean(axis=1))
+                if len(self._known) > _MOST_SETS:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(name)
+            return self._known[name]
+
+
+def _check(labels: Sequence[str], templates: Sequence[str]) -> None:
     for name, texts in (("labels", labels), ("templates", templates)):
         if isinstance(texts, str):
             raise TypeError(f"{name} must be a list of texts; for a single one wrap it in a list")
@@ -69,9 +100,6 @@ def label_vectors(
         raise ValueError('give at least one template, such as "a photo of {}"')
     if plain := [template for template in templates if "{}" not in template]:
         raise ValueError(f"the template {plain[0]!r} has no {{}} for the label")
-    sentences = [template.replace("{}", label) for label in labels for template in templates]
-    rows = embed_texts(sentences).reshape(len(labels), len(templates), -1)
-    return unit_rows(rows.mean(axis=1))
 
 
 def softmax(logits: Float32) -> Float32:

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
-from clip_embed._classify import DEFAULT_TEMPLATES, Classification, label_vectors, softmax
+from clip_embed._classify import DEFAULT_TEMPLATES, Classification, LabelVectors, softmax
 from clip_embed._engine.cores import usable_cores
 from clip_embed._engine.device import suggest_batch_size
 from clip_embed._engine.fork import loading
@@ -31,8 +31,8 @@ from clip_embed._models.opening import (
 from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
-from clip_embed._vectors import unit_rows
-from clip_embed.errors import ImageBatchError, SpaceMismatch
+from clip_embed._vectors import given_vectors
+from clip_embed.errors import ImageBatchError, ImageError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -89,6 +89,7 @@ class ClipEmbedder:
         self._cache = _as_cache(cache)
         self._cached_towers: CachedTowers | None = None
         self._stamp: Stamp | None = None
+        self._labels = LabelVectors()
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
@@ -230,8 +231,8 @@ class ClipEmbedder:
         A 2-D float array in either place is taken as vectors that are embedded already; raises
         SpaceMismatch where their dimension is not `dim`, ImageBatchError as `embed_images`.
         """
-        left = self._as_vectors(images)
-        right = self._as_vectors(texts)
+        left = given_vectors(images, self.dim)
+        right = given_vectors(texts, self.dim)
         rows = self.embed_images(cast("Images", images)) if left is None else left
         columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
         return rows @ columns.T
@@ -251,9 +252,17 @@ class ClipEmbedder:
         another choice of labels gives others. `images` are as in `scores`. Raises ValueError for fewer than
         two labels or for a template without {}, ImageBatchError as `embed_images`.
         """
-        vectors = label_vectors(self.embed_texts, labels, templates)
+        vectors = self._labels.get(self.embed_texts, labels, templates)
         cosines = self.scores(images, vectors)
         return Classification(tuple(labels), softmax(cosines * self._towers.logit_scale))
+
+    def recall(self, digest: bytes) -> Float32 | ImageError | None:
+        """Return what the cache knows of an image file with this SHA-256, None where it knows nothing.
+
+        That is its vector float32 (d,), or why its content is no image: for integrations that know files
+        by other means than their content.
+        """
+        return self._through_cache().recall(digest)
 
     def stamp(self) -> Stamp:
         """Return what to keep beside stored vectors, so that those of another model are refused later."""
@@ -261,20 +270,6 @@ class ClipEmbedder:
             probe = np.concatenate([self.embed_images(probe_images()), self.embed_texts(probe_texts())])
             self._stamp = Stamp(self.space, self.recipe, probe)
         return self._stamp
-
-    def _as_vectors(self, values: object) -> Float32 | None:
-        """Return a 2-D float array as float32 rows of unit length, anything else as None."""
-        if not isinstance(values, np.ndarray):
-            return None
-        array = cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", values)
-        if array.ndim != 2 or array.dtype.kind != "f":
-            return None
-        if array.shape[1] != self.dim:
-            raise SpaceMismatch(
-                f"the vectors have {array.shape[1]} dimensions, those of {describe(self._source)} have "
-                f"{self.dim}: they were made by another model"
-            )
-        return unit_rows(array.astype(np.float32))
 
     def _recipe(self) -> Recipe:
         return Recipe.of(self.precision, self.model.image_spec, self._policy)

@@ -160,6 +160,35 @@ def classify(folder: Path, labels: tuple[str, ...], model: str | None, as_json: 
     _report_failures(index.failures)
 
 
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="PHOTOS")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    required=True,
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="The Parquet file to write.",
+)
+@_model_option
+@_json_option
+def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
+    """Write the vectors of the photos below PHOTOS into a Parquet file.
+
+    Its columns are path, embedding (d float32 of unit length, with the model that made them) and
+    embedding_error: DuckDB, pandas and polars read it. A photo that fails has its reason there, and the exit
+    code is 1. A run that was ended goes on where it was: vectors stay in the cache folder.
+    """
+    from clip_embed._cli.embed import embed_folder
+    from clip_embed._cli.folder_index import find_photos
+
+    photos = find_photos(folder)
+    if not photos:
+        raise click.ClickException(f"no photos below {folder}")
+    if embed_folder(folder, target, model or default_model(), photos, as_json=as_json):
+        sys.exit(1)
+
+
 def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
     """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
     from clip_embed._cli.folder_index import find_photos, index_folder

@@ -40,12 +40,18 @@ print("done")
         # a global connection at exit, closed and left open
         "register(con, ClipEmbedder(FakeModel())); con.execute(\"SELECT clip_image('x.png')\").fetchall()",
         "register(con, ClipEmbedder(FakeModel())); con.close()",
+        # a path that is refused, a failure that is raised
+        "con.execute('SET enable_external_access = false')\n"
+        "register(con, ClipEmbedder(FakeModel()), on_error='raise')\n"
+        "for image in (\"'/etc/hostname'\", \"'no image'::BLOB\"):\n"
+        "    try: con.execute(f\"SELECT clip_score({image}, 'x')\")\n"
+        "    except duckdb.InvalidInputException: pass",
         # the default connection, of which nothing but DuckDB holds a reference
         "register(duckdb.default_connection(), ClipEmbedder(FakeModel())); gc.collect()\n"
         "from PIL import Image; Image.new('RGB', (9, 9), 'red').save(sys.argv[1] + '/a.png')\n"
         "assert duckdb.sql(f\"SELECT clip_score('{sys.argv[1]}/a.png', 'red')\").fetchall()[0][0] > 0.9",
     ],
-    ids=["dead cursor", "many", "open at exit", "closed at exit", "default connection"],
+    ids=["dead cursor", "many", "open at exit", "closed at exit", "errors", "default connection"],
 )
 def test_no_crash_and_no_noise_at_exit(body: str, tmp_path: Path) -> None:
     """A process of its own ends with status 0 and says nothing but its own word."""

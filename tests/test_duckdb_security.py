@@ -57,7 +57,16 @@ def score(con: duckdb.DuckDBPyConnection, path: Path | str, text: str = "red") -
 
 @pytest.mark.parametrize("on_error", ["null", "raise"])
 @pytest.mark.parametrize(
-    "expression", ["clip_score(p, 'x')", "clip_sim(p, 'x')", "clip_image({'path': p})", "clip_error(p)"]
+    "expression",
+    [
+        "clip_score(p, 'x')",
+        "clip_sim(p, 'x')",
+        "clip_image({'path': p})",
+        "clip_label(p, ['x', 'y'])",
+        "clip_labels(p, ['x', 'y'])",
+        "clip_error(p)",
+        "clip_score(clip_text('x'), clip_image(p))",
+    ],
 )
 def test_no_external_access(tmp_path: Path, expression: str, on_error: Literal["null", "raise"]) -> None:
     """Without external access every function raises for a path, and does not tell what exists."""
@@ -69,6 +78,24 @@ def test_no_external_access(tmp_path: Path, expression: str, on_error: Literal["
                 con.execute(f"SELECT {expression} FROM (SELECT ? p)", [str(path)]).fetchall()
         blob = there.read_bytes()
         assert con.execute("SELECT clip_score(?::BLOB, 'red') IS NOT NULL", [blob]).fetchall() == [(True,)]
+
+
+def test_the_plainest_query_is_refused() -> None:
+    """A file that everybody has, and the settings that everybody knows."""
+    with duckdb.connect() as con:
+        register(con, ClipEmbedder(FakeModel()))
+        con.execute("SET enable_external_access=false")
+        with pytest.raises(duckdb.InvalidInputException, match=DENIED):
+            con.execute("SELECT clip_score('/etc/hostname', 'x')").fetchall()
+
+
+def test_disabled_filesystems(tmp_path: Path) -> None:
+    """Where the local file system is switched off, no path is read and nothing told about it."""
+    path = write(tmp_path / "a.png", "red")
+    with opened(disabled_filesystems="'LocalFileSystem'") as con:
+        for name in (path, tmp_path / "missing.png"):
+            with pytest.raises(duckdb.InvalidInputException, match=r"PermissionException: .*LocalFileSystem"):
+                con.execute("SELECT clip_error(?)", [str(name)]).fetchall()
 
 
 def test_allowed_directories(caged: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
@@ -96,6 +123,39 @@ def test_symbolic_links_do_not_lead_out(caged: duckdb.DuckDBPyConnection, tmp_pa
     (tmp_path / "in" / name).symlink_to(tmp_path / "secret.png")
     with pytest.raises(duckdb.InvalidInputException, match=DENIED):
         score(caged, tmp_path / "in" / name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+@pytest.mark.parametrize("name", ["pipe.png", "p[1].png", "in/link.png", "in/../pipe.png"])
+def test_what_a_forbidden_file_is_stays_unknown(
+    caged: duckdb.DuckDBPyConnection, tmp_path: Path, name: str
+) -> None:
+    """A pipe outside, also behind a link, is refused like any file: not even its kind is told."""
+    for pipe in ("pipe.png", "p[1].png", "in/own.png"):
+        os.mkfifo(tmp_path / pipe)
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "pipe.png")
+    with pytest.raises(duckdb.InvalidInputException, match=DENIED):
+        caged.execute("SELECT clip_error(?)", [f"{tmp_path}/{name}"]).fetchall()
+    told = caged.execute("SELECT clip_error(?)", [f"{tmp_path}/in/own.png"]).fetchall()
+    assert told == [("it is not a regular file",)]
+
+
+def test_a_known_file_stays_closed(tmp_path: Path) -> None:
+    """A file whose content is known by its size and time is refused all the same once it is forbidden."""
+    path = write(tmp_path / "out" / "a.png", "red")
+    os.utime(path, (10**9, 10**9))
+    link = tmp_path / "in" / "link.png"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with opened() as con:
+        names = [str(path), str(link), f"{tmp_path}/in/../out/a.png"]
+        assert all(score(con, name) is not None for name in names)
+        con.execute("SET allowed_directories = [?]", [str(tmp_path / "in")])
+        con.execute("SET enable_external_access = false")
+        for name in names:
+            for expression in ("clip_score(?, 'red')", "clip_error(?)"):
+                with pytest.raises(duckdb.InvalidInputException, match=DENIED):
+                    con.execute(f"SELECT {expression}", [name]).fetchall()
 
 
 def test_the_cache_opens_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._engine.pipeline import Prepared
 from clip_embed._engine.towers import Towers
 from clip_embed._images.pixels import prepare_pixels
-from clip_embed._images.source import read_encoded
+from clip_embed._images.source import Encoded, read_encoded
 from clip_embed._types import Float32, ImagePolicy, UInt8
 from clip_embed._vectors import has_direction
 from clip_embed.errors import ImageError, ModelError
@@ -60,6 +60,8 @@ class CachedTowers:
         """Read and decode one image, in a decode thread; content that is known is not decoded."""
         encoded = read_encoded(source, self._policy)
         content = _digest(encoded) if encoded is not None and self._cache is not None else b""
+        if isinstance(source, Encoded):
+            source.digest = content
         if content and (known := self._known(content)) is not None:
             return Prepared(content, None, known)
         try:
@@ -133,6 +135,13 @@ class CachedTowers:
         """Let what was computed reach the disk."""
         if self._cache is not None:
             self._cache.commit()
+
+    def recall(self, digest: bytes) -> Float32 | ImageError | None:
+        """Return what is known of a file with this SHA-256: its vector (d,), or why it is no image."""
+        try:
+            return self._known(digest)
+        except ImageError as error:
+            return error
 
     def _known(self, content: bytes) -> Float32 | None:
         """Return the vector of an image, None where it is not known. Raises the ImageError that is known."""

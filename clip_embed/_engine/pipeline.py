@@ -31,7 +31,7 @@ from PIL import Image
 
 from clip_embed._engine.cores import limit_torch, usable_cores
 from clip_embed._engine.pool import Pool
-from clip_embed._images.source import describe
+from clip_embed._images.source import Encoded, describe
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
 from clip_embed.errors import ImageError, ModelForked
 
@@ -266,6 +266,8 @@ def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:
 
 def _size(source: object) -> int:
     """Bytes in memory of an image that is handed in by value."""
+    if isinstance(source, Encoded):
+        return source.size
     if isinstance(source, Mapping):
         source = cast("Mapping[str, object]", source).get("bytes")
     if isinstance(source, Image.Image):

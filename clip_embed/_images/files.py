@@ -44,6 +44,15 @@ def check_bytes(size: int, policy: ImagePolicy) -> None:
         raise ImageError(f"{size:,} bytes are more than the policy's max_bytes = {policy.max_bytes:,}")
 
 
+def resolve_below_roots(path: Path, policy: ImagePolicy) -> tuple[Path, Path]:
+    """Return the real path of a file and the root that it lies below; ImageError where there is none."""
+    real = path.resolve()
+    for root in map(Path.resolve, map(Path, policy.roots or ())):
+        if real.is_relative_to(root):
+            return real, root
+    raise ImageError("the file lies outside the policy's roots")
+
+
 def _read(descriptor: int, policy: ImagePolicy) -> bytes:
     size = _checked(os.fstat(descriptor)).st_size
     check_bytes(size, policy)
@@ -64,11 +73,7 @@ def _open_below_roots(path: Path, policy: ImagePolicy) -> int:
 
     Whoever puts a link in the place of a folder or of the file after the check makes the opening fail.
     """
-    real = path.resolve()
-    roots = (Path(root).resolve() for root in policy.roots or ())
-    root = next((root for root in roots if real.is_relative_to(root)), None)
-    if root is None:
-        raise ImageError("the file lies outside the policy's roots")
+    real, root = resolve_below_roots(path, policy)
     parts = real.relative_to(root).parts
     if os.open not in os.supports_dir_fd or not parts:  # Windows has no way down by descriptors
         return _open(real)

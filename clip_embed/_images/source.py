@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -21,7 +22,27 @@ from clip_embed._images.hazards import check_size, check_tags
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
 
-ImageInput: TypeAlias = str | Path | bytes | Image.Image | UInt8 | Mapping[str, object]
+
+@dataclass(slots=True, eq=False)
+class Encoded:
+    """The file of an image that is fetched, once, by the thread that decodes it: for integrations."""
+
+    fetch: Callable[[], bytes] | None
+    name: str = "an image"
+    size: int = 0
+    """Bytes that it keeps in memory until it is decoded."""
+    digest: bytes = b""
+    """SHA-256 of the content once it is read, where there is a cache."""
+
+    def take(self) -> bytes:
+        """Return the content and let go of it."""
+        fetch, self.fetch = self.fetch, None
+        if fetch is None:
+            raise ValueError(f"{self.name} was fetched before")
+        return fetch()
+
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image | UInt8 | Mapping[str, object] | Encoded
 
 # What Pillow's decoders raise on bytes that are not the picture they claim to be.
 _DECODER_ERRORS = (
@@ -63,6 +84,8 @@ def describe(source: object) -> str:
         return name if len(name) <= _MAX_NAME else f"{name[:100]}… ({len(name):,} characters)"
     if isinstance(source, bytes):
         return f"{len(source):,} bytes"
+    if isinstance(source, Encoded):
+        return source.name
     if isinstance(source, Mapping):
         path = cast("Mapping[str, object]", source).get("path")
         return str(path) if path else "mapping"
@@ -84,6 +107,8 @@ def read_encoded(source: object, policy: ImagePolicy) -> bytes | None:
             raise ImageError("the mapping holds neither 'bytes' nor a 'path'")
     if isinstance(source, (str, Path)):
         source = _read(source, policy)
+    elif isinstance(source, Encoded):
+        source = source.take()
     if not isinstance(source, bytes):
         return None
     check_bytes(len(source), policy)

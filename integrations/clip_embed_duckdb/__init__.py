@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("duckdb", "duckdb", "clip_embed_duckdb") from error
 
-from clip_embed_duckdb._register import register, unregister
+from clip_embed_duckdb._register import interrupt, register, unregister
 
-__all__ = ["register", "unregister"]
+__all__ = ["interrupt", "register", "unregister"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
 
 Column: TypeAlias = Any  # a pa.Array: its stubs know nested types only by their element
 Kind: TypeAlias = Any  # a pa.DataType
+Counts = npt.NDArray[np.int64]
 
 _SQL_NAMES = {
     "bool": "BOOLEAN",
@@ -26,9 +31,9 @@ def plain(column: Column) -> Column:
     """Return one contiguous array without dictionary or view types, however the column came."""
     if hasattr(column, "combine_chunks"):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
+    if types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+    if types.is_list_view(column.type) or types.is_large_list_view(column.type):
         # Not cast: pyarrow's makes wrong offsets of it. Only a setting of DuckDB brings this type.
         column = pa.array(column.to_pylist(), pa.list_(column.type.value_type))
     return column
@@ -37,23 +42,53 @@ def plain(column: Column) -> Column:
 def blobs_and_paths(column: Column) -> tuple[Column | None, Column | None] | None:
     """Return the encoded images and the paths of a column; None where it holds neither."""
     kind = column.type
-    if pa.types.is_null(kind):
+    if types.is_null(kind):
         return None, None
     if _is_blob(kind):
         return column, None
     if is_text(kind):
         return None, column
-    if not pa.types.is_struct(kind):
+    if not types.is_struct(kind):
         return None
     fields = dict(zip((part.name.lower() for part in _fields(kind)), column.flatten(), strict=True))
     blobs, paths = fields.get("bytes"), fields.get("path")
     if paths is not None:
         paths = plain(paths)
     known = blobs is not None or paths is not None
-    fits = (blobs is None or _is_blob(blobs.type) or pa.types.is_null(blobs.type)) and (
-        paths is None or is_text(paths.type) or pa.types.is_null(paths.type)
+    fits = (blobs is None or _is_blob(blobs.type) or types.is_null(blobs.type)) and (
+        paths is None or is_text(paths.type) or types.is_null(paths.type)
     )
     return (blobs, paths) if known and fits else None
+
+
+def text_lists(column: Column) -> list[tuple[tuple[str | None, ...], Counts]] | None:
+    """Return each list of texts with its rows, int64 (k,); None where the column holds no such lists.
+
+    NULL rows have no list. That DuckDB repeats a constant for each row costs little.
+    """
+    kind = column.type
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return None
+    present = np.flatnonzero(np.asarray(column.is_valid()))
+    texts = plain(column.drop_null().flatten())
+    if types.is_null(texts.type):
+        texts = texts.cast(pa.string())
+    if not is_text(texts.type):
+        return None
+    lengths: Counts = np.asarray(cast("Any", pc).list_value_length(column.drop_null()), np.int64)
+    coded = texts.cast(pa.string()).dictionary_encode(null_encoding="encode")
+    codes: Counts = np.asarray(coded.indices, np.int64)
+    names = cast("list[str | None]", coded.dictionary.to_pylist())
+    if len(present) and (lengths == lengths[0]).all():
+        table = codes.reshape(len(present), -1)
+        first: list[int] = table[0].tolist()
+        if (table == table[0]).all():
+            return [(tuple(names[code] for code in first), present)]
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    ends = np.cumsum(lengths)
+    for row, start, end in zip(present.tolist(), (ends - lengths).tolist(), ends.tolist(), strict=True):
+        rows_of.setdefault(tuple(codes[start:end].tolist()), []).append(row)
+    return [(tuple(names[code] for code in chosen), np.array(rows)) for chosen, rows in rows_of.items()]
 
 
 def _fields(struct: Kind) -> list[Any]:
@@ -62,18 +97,15 @@ def _fields(struct: Kind) -> list[Any]:
 
 def is_text(kind: Kind) -> bool:
     """Whether a type is one of the string types."""
-    types = pa.types
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _is_blob(kind: Kind) -> bool:
-    types = pa.types
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def sql_name(kind: Kind) -> str:
     """Name an Arrow type as DuckDB does."""
-    types = pa.types
     if is_text(kind):
         return "VARCHAR"
     if _is_blob(kind):

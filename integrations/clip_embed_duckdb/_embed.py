@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from clip_embed.errors import ClipEmbedError, ImageError, SpaceMismatch
-from clip_embed_duckdb._columns import Column, blobs_and_paths, is_text, plain, sql_name
-from clip_embed_duckdb._files import FileReader
+from clip_embed.errors import ClipEmbedError, SpaceMismatch
+from clip_embed_duckdb._columns import Column, blobs_and_paths, is_text, plain, sql_name, text_lists
+from clip_embed_duckdb._images import ImageColumn
 from clip_embed_duckdb._slot import OnError, Slot, State
 from clip_embed_duckdb._stored import Bools, Vectors, is_constant, stored_vectors
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -41,7 +43,11 @@ class Call:
                 f"STRUCT(bytes BLOB, path VARCHAR) or a vector FLOAT[{self.slot.dim}], "
                 f"not {sql_name(column.type)}"
             )
-        return _Embedding(self, *parts).run(len(column))
+        images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail)
+        if images.left:
+            self.state.load()
+            self.state.stream.run(images, self.slot.check_abort)
+        return images.vectors
 
     def queries(self, column: Column, *, texts_only: bool = False) -> tuple[Vectors, Bools]:
         """Return the query of each row, or one for all rows; and which rows have one, bool (n,).
@@ -58,6 +64,23 @@ class Call:
             wanted = "a VARCHAR" if texts_only else f"a VARCHAR (a text) or a vector FLOAT[{self.slot.dim}]"
             raise TypeError(f"{self.name}: the query must be {wanted}, not {sql_name(column.type)}")
         return vectors.first() if is_constant(vectors) else vectors, vectors.valid
+
+    def labels(self, column: Column) -> list[tuple[tuple[str, ...], Rows]]:
+        """Return each set of labels with the rows that have it, none for NULL.
+
+        Raises TypeError where the column holds no lists of texts, ValueError for a NULL among them.
+        """
+        column = plain(column)
+        if pa.types.is_null(column.type):
+            return []
+        sets = text_lists(column)
+        if sets is None:
+            wanted = "a list of texts, VARCHAR[]"
+            raise TypeError(f"{self.name}: the labels must be {wanted}, not {sql_name(column.type)}")
+        for labels, _ in sets:
+            if None in labels:
+                raise ValueError(f"{self.name}: a NULL stands among the labels {list(labels)}")
+        return cast("list[tuple[tuple[str, ...], Rows]]", sets)
 
     def _stored(self, column: Column, argument: str) -> Vectors | None:
         try:
@@ -86,56 +109,3 @@ class Call:
             raise ClipEmbedError(
                 f"{self.name}: the {name} failed: {reason}\nregister(con, on_error='null') gives NULL instead"
             )
-
-
-class _Embedding:
-    """Embeds the images of one chunk; files are read a few at a time, as the decoder takes them."""
-
-    def __init__(self, call: Call, blobs: Column | None, paths: Column | None) -> None:
-        self._call = call
-        self._blobs = blobs
-        self._places: dict[str, list[int]] = {}
-        embedded = None if blobs is None else np.asarray(blobs.is_valid())
-        for row, path in enumerate(cast("list[str | None]", [] if paths is None else paths.to_pylist())):
-            if path is not None and (embedded is None or not embedded[row]):
-                self._places.setdefault(path, []).append(row)
-        self._path_of = {rows[0]: path for path, rows in self._places.items()}
-        self._reasons: dict[int, str] = {}
-
-    def run(self, n: int) -> Vectors:
-        result = Vectors.none(n, self._call.slot.dim)
-        result.reasons = self._reasons
-        if not self._places and (self._blobs is None or self._blobs.null_count == n):
-            return result
-        embedder = self._call.state.load()
-        with closing(self._items()) as items, embedder.stream_images(items) as batches:
-            for batch in batches:
-                for key, vector in zip(batch.keys, batch.vectors, strict=True):
-                    rows = cast("list[int]", key)
-                    result.rows[rows] = vector
-                    result.valid[rows] = True
-                for failure in batch.failures:
-                    self._fail(cast("list[int]", failure.key), failure.reason)
-        return result
-
-    def _items(self) -> Generator[tuple[object, bytes]]:
-        """Yield (the rows that hold the image, its encoded bytes)."""
-        for row, value in enumerate(() if self._blobs is None else self._blobs):
-            self._call.slot.check_abort()
-            if value.is_valid:
-                yield [row], value.as_py()
-        if not self._places:
-            return
-        slot = self._call.slot
-        with slot.open_connection() as con:
-            reader = FileReader(con, slot.search_path, self._call.state.embedder.policy)
-            for path, content in reader.read(list(self._places)):
-                slot.check_abort()
-                if isinstance(content, ImageError):
-                    self._fail(self._places[path], str(content))
-                else:
-                    yield self._places[path], content
-
-    def _fail(self, rows: list[int], reason: str) -> None:
-        self._call.fail(rows, self._path_of.get(rows[0]), reason)
-        self._reasons.update(dict.fromkeys(rows, reason))

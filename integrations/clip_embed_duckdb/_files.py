@@ -7,29 +7,39 @@ group did not give is asked for alone; a name with wildcards is quoted, and alwa
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import duckdb
 
 from clip_embed import ImagePolicy
+from clip_embed._images.files import check_bytes, resolve_below_roots
 from clip_embed.errors import ImageError
+from clip_embed_duckdb._digests import make_stamp, now
+from clip_embed_duckdb._names import is_absolute, is_pattern, is_url, never_ends, quote
 
-_SIZE = "SELECT filename, size FROM read_blob(?)"
+_FACTS = "SELECT filename, size, epoch_us(last_modified) FROM read_blob(?)"  # reads no content
 _CONTENT = "SELECT filename, content FROM read_blob(?)"
+_LIST = "SELECT file FROM glob(?)"  # opens nothing, and is refused where reading would be
 # A file that cannot be read; PermissionException and the rest say that the query may not go on.
 _UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
-_WILDCARD = re.compile(r"[*?[]")
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z][\w+.-]*:")  # a root, a drive or a scheme
-_FILE_SCHEME = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 _GROUP_FILES = 32
 _GROUP_BYTES = 16 * 1024 * 1024
 
-_Read = tuple[str, bytes | ImageError]
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that DuckDB lets this query read."""
+
+    path: str
+    """As the query names it."""
+    name: str
+    """As DuckDB found it."""
+    size: int
+    stamp: bytes
+    """Says that it is as it was; empty where nothing does."""
 
 
 class FileReader:
@@ -40,115 +50,81 @@ class FileReader:
         self._folders = [folder for folder in search_path.split(",") if folder]
         self._policy = policy
 
-    def read(self, paths: Sequence[str]) -> Iterator[_Read]:
-        """Yield each path with its content or why it cannot be read, in any order.
+    def find(self, paths: Sequence[str]) -> Iterator[tuple[str, File | ImageError]]:
+        """Yield each path with its file or why it cannot be read; no content is read.
 
-        At most one group of contents is in memory. Raises duckdb.PermissionException where
-        DuckDB's settings forbid a path.
+        Raises duckdb.PermissionException where DuckDB's settings forbid a path.
         """
-        group: list[tuple[str, str]] = []
-        waiting = 0
-        for path, name, size in self._sizes(paths):
-            if isinstance(name, ImageError):
-                yield path, name
-                continue
-            if group and (len(group) == _GROUP_FILES or waiting + size > _GROUP_BYTES):
-                yield from self._contents(group)
-                group, waiting = [], 0
-            group.append((path, name))
-            waiting += size
-        yield from self._contents(group)
-
-    def _sizes(self, paths: Sequence[str]) -> Iterator[tuple[str, str | ImageError, int]]:
-        """Yield path, full name and size of each file; no content is read."""
-        known = self._ask_group(_SIZE, [path for path in paths if self._is_plain(path)])
+        asked = now()
+        known = self._ask_group(_FACTS, [path for path in paths if self._is_plain(path)])
         for path in paths:
             try:
-                name, size = (
-                    (path, known[path]) if path in known else self._ask(_SIZE, self._candidates(path))
-                )
-                self._check_policy(name, size)
-            except ImageError as error:
-                yield path, error, 0
-            else:
-                yield path, name, size
-
-    def _contents(self, group: Sequence[tuple[str, str]]) -> Iterator[_Read]:
-        names = [name for _, name in group if not _WILDCARD.search(name)]
-        known = self._ask_group(_CONTENT, names)
-        for path, name in group:
-            if name in known:
-                yield path, known[name]
-                continue
-            try:
-                yield path, self._ask(_CONTENT, [name])[1]
+                if path in known:
+                    name, size, modified = known[path]
+                else:
+                    asked = now()
+                    name, size, modified = self._ask(_FACTS, self._candidates(path))
+                check_bytes(size, self._policy)
+                if self._policy.roots is not None:
+                    resolve_below_roots(Path(name), self._policy)
+                yield path, File(path, name, size, make_stamp(name, size, modified, asked))
             except ImageError as error:
                 yield path, error
 
+    def read(self, files: Iterable[File]) -> Iterator[tuple[File, bytes | ImageError]]:
+        """Yield each file with its content or why it cannot be read; one group is in memory at a time."""
+        group: list[File] = []
+        for file in files:
+            if group and (
+                len(group) == _GROUP_FILES or sum(each.size for each in group) + file.size > _GROUP_BYTES
+            ):
+                yield from self._contents(group)
+                group = []
+            group.append(file)
+        yield from self._contents(group)
+
+    def _contents(self, group: Sequence[File]) -> Iterator[tuple[File, bytes | ImageError]]:
+        known = self._ask_group(_CONTENT, [file.name for file in group if not is_pattern(file.name)])
+        for file in group:
+            try:
+                _, content = known.pop(file.name, None) or self._ask(_CONTENT, [file.name])
+                yield file, content
+            except ImageError as error:
+                yield file, error
+
     def _ask_group(self, query: str, names: Sequence[str]) -> dict[str, Any]:
-        """Ask for files together; empty where one of them spoils the answer."""
+        """Ask for files together: name -> row; empty where one of them spoils the answer."""
         try:
-            return dict(self._con.execute(query, [names]).fetchall()) if names else {}
+            rows = self._con.execute(query, [names]).fetchall() if names else []
         except _UNREADABLE:
             return {}
+        return {row[0]: row for row in rows}
 
-    def _ask(self, query: str, names: Sequence[str]) -> tuple[str, Any]:
+    def _ask(self, query: str, names: Sequence[str]) -> Any:  # noqa: ANN401 - a row of the query
         """Ask for the first of some names that is a file; ImageError where none is."""
-        if any(_never_ends(name) for name in names):
+        patterns = [quote(name) for name in names]
+        if any(never_ends(name) for name in names):
+            self._con.execute(_LIST, [patterns]).fetchall()
             raise ImageError("it is not a regular file")
         try:
-            rows = self._con.execute(query, [[_quote(name) for name in names]]).fetchall()
+            rows = self._con.execute(query, [patterns]).fetchall()
         except _UNREADABLE as error:
             reason = str(error).strip().splitlines()[0]
             raise ImageError(f"cannot read the file: {reason}", retryable=True) from None
         wanted = {PurePath(name).name for name in names}
-        for name, value in rows:
-            if PurePath(name).name in wanted:
-                return name, value
+        for row in rows:
+            if PurePath(row[0]).name in wanted:
+                return row
         raise ImageError("no such file", retryable=True)
 
     def _is_plain(self, path: str) -> bool:
-        relative = self._folders and not _ABSOLUTE.match(path)
-        return not (relative or _WILDCARD.search(path) or _is_url(path) or _never_ends(path))
+        relative = self._folders and not is_absolute(path)
+        return not (relative or is_pattern(path) or is_url(path) or never_ends(path))
 
     def _candidates(self, path: str) -> list[str]:
         """Return where a path may lie: below the working folder, then below the search path."""
-        if _is_url(path):
+        if is_url(path):
             raise ImageError("URLs are not read; download the file and give its path or its bytes")
-        if _ABSOLUTE.match(path):
+        if is_absolute(path):
             return [path]
         return [path, *(f"{folder}/{path}" for folder in self._folders)]
-
-    def _check_policy(self, name: str, size: int) -> None:
-        """Raise ImageError where the policy forbids a file, as far as its name and size tell."""
-        if size > self._policy.max_bytes:
-            limit = f"the policy's max_bytes = {self._policy.max_bytes:,}"
-            raise ImageError(f"{size:,} bytes are more than {limit}")
-        roots = self._policy.roots
-        if roots is not None:
-            file = Path(name).resolve()
-            if not any(file.is_relative_to(Path(root).resolve()) for root in roots):
-                raise ImageError("the file lies outside the policy's roots")
-
-
-def _is_url(path: str) -> bool:
-    return path.lower().startswith(("http://", "https://"))
-
-
-def _never_ends(name: str) -> bool:
-    """Whether it names a pipe, a device or a socket: DuckDB would wait for it, or fill the memory."""
-    try:
-        mode = os.stat(_FILE_SCHEME.sub("", name)).st_mode  # noqa: PTH116 - Path() changes some names
-    except (OSError, ValueError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _quote(name: str) -> str:
-    """Return the pattern that matches this name and no other."""
-    if not _WILDCARD.search(name):
-        return name
-    if "\\" in name and os.sep != "\\":
-        # DuckDB takes the backslash for an escape, and has none for the backslash itself.
-        raise ImageError("DuckDB cannot read a name with both a backslash and one of * ? [")
-    return _WILDCARD.sub(lambda match: f"[{match[0]}]", name)

@@ -8,12 +8,15 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from clip_embed import Classification
 from clip_embed.arrow import vector_array
 from clip_embed.errors import ClipEmbedError
-from clip_embed_duckdb._columns import Column  # DuckDB evaluates the annotations: not only for typing
+from clip_embed_duckdb._columns import Column, Kind  # DuckDB evaluates the annotations: not only for typing
 from clip_embed_duckdb._embed import Call
 from clip_embed_duckdb._slot import OnError, Slot
 from clip_embed_duckdb._stored import Bools, Float32
+
+_LABELS = pa.list_(pa.struct([pa.field("label", pa.string()), pa.field("probability", pa.float32())]))
 
 
 def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
@@ -34,6 +37,12 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
     def clip_text(text: Column) -> Column:
         return _run(slot, "clip_text", _text, text)
 
+    def clip_label(img: Column, labels: Column) -> Column:
+        return _run(slot, "clip_label", _label, img, labels)
+
+    def clip_labels(img: Column, labels: Column) -> Column:
+        return _run(slot, "clip_labels", _labels, img, labels)
+
     def clip_error(img: Column) -> Column:
         return _run(slot, "clip_error", _error, img, on_error="null")
 
@@ -43,6 +52,8 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         "clip_score": (clip_score, "FLOAT"),
         "clip_image": (clip_image, vector),
         "clip_text": (clip_text, vector),
+        "clip_label": (clip_label, "VARCHAR"),
+        "clip_labels": (clip_labels, "STRUCT(label VARCHAR, probability FLOAT)[]"),
         "clip_error": (clip_error, "VARCHAR"),
     }
 
@@ -80,6 +91,45 @@ def _text(call: Call, text: Column) -> Column:
     vectors, present = call.queries(text, texts_only=True)
     rows = np.broadcast_to(vectors.units(), (len(present), call.slot.dim))
     return vector_array(rows, present)
+
+
+def _label(call: Call, img: Column, labels: Column) -> Column:
+    return _classify(call, img, labels, lambda found: pa.array(found.best), pa.string())
+
+
+def _labels(call: Call, img: Column, labels: Column) -> Column:
+    return _classify(call, img, labels, _ranked, _LABELS)
+
+
+def _ranked(found: Classification) -> Column:
+    """Return the labels of each image, best first, as a list of structs."""
+    order = np.argsort(-found.probabilities, axis=1, kind="stable")
+    names = pa.array(found.labels).take(order.reshape(-1))
+    shares = pa.array(np.take_along_axis(found.probabilities, order, axis=1).reshape(-1))
+    ends = np.arange(len(order) + 1, dtype=np.int32) * len(found.labels)
+    struct, lists = cast("Any", pa.StructArray), cast("Any", pa.ListArray)
+    return lists.from_arrays(pa.array(ends), struct.from_arrays([names, shares], ["label", "probability"]))
+
+
+def _classify(
+    call: Call, img: Column, labels: Column, say: Callable[[Classification], Column], kind: Kind
+) -> Column:
+    """Classify images, each set of labels at once; what `say` makes of it goes to the rows it belongs to."""
+    sets = call.labels(labels)
+    images = call.images(img)
+    units = images.units()
+    answers: list[Any] = [pa.nulls(0, kind)]
+    place_of = np.full(len(img), -1, np.int64)
+    for names, rows in sets:
+        rows = rows[images.valid[rows]]
+        try:
+            found = call.state.load().classify(units[rows], names)
+        except ValueError as error:
+            raise ValueError(f"{call.name}: {error}") from None
+        place_of[rows] = np.arange(len(rows)) + sum(map(len, answers))
+        answers.append(say(found).cast(kind))
+    places = cast("Any", pa.array(place_of, mask=place_of < 0))
+    return pa.concat_arrays(answers).take(places)
 
 
 def _error(call: Call, img: Column) -> Column:

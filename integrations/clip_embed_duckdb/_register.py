@@ -13,16 +13,14 @@ from duckdb.func import ARROW, SPECIAL
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
 from clip_embed._models.opening import default_model
+from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._functions import make_functions
 from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 
 # DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
 _SLOTS: dict[str, Slot] = {}
 _LOCK = threading.Lock()
-_TAKEN = """
-SELECT function_name FROM duckdb_functions()
-WHERE function_name IN ('clip_error', 'clip_image', 'clip_score', 'clip_sim', 'clip_text')
-"""
+_TAKEN = "SELECT function_name FROM duckdb_functions() WHERE list_contains(?, function_name)"
 
 
 def register(
@@ -30,6 +28,7 @@ def register(
     embedder: ClipEmbedder | None = None,
     *,
     on_error: OnError = "null",
+    progress: bool = True,
 ) -> None:
     """Add the SQL functions of clip-embed to the database of a connection.
 
@@ -44,6 +43,9 @@ def register(
     - `clip_sim(img, query)` STRUCT(distance FLOAT, score FLOAT): `ORDER BY` it, best match first.
     - `clip_score(img, query)` FLOAT: cosine similarity, larger is more alike.
     - `clip_image(img)`, `clip_text(text)` FLOAT[d]: vectors of unit length, to keep in a column.
+    - `clip_label(img, ['cat', 'dog'])` VARCHAR: the label that fits best; `clip_labels` all of them as
+      STRUCT(label VARCHAR, probability FLOAT)[], best first. As `ClipEmbedder.classify`: probabilities
+      share an image among the labels given, one of none of them included.
     - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
 
     `img` is a BLOB, a VARCHAR path, a STRUCT(bytes BLOB, path VARCHAR) of which bytes come
@@ -78,6 +80,7 @@ def register(
             "register(con, ClipEmbedder('offline'))"
         )
     dim = embedder.dim
+    _interrupts.watch()
     with _LOCK:
         slot = _find(con)
         if slot is None:
@@ -93,6 +96,7 @@ def register(
         if slot is None:
             slot = _create(con, dim)
         slot.state = State(embedder, on_error)
+        slot.progress.enabled = progress
         slot.add(con)
         with suppress(duckdb.Error):  # an open result: it keeps what it had
             slot.search_path = con.sql("SELECT current_setting('file_search_path')").fetchall()[0][0]
@@ -111,6 +115,18 @@ def unregister(con: duckdb.DuckDBPyConnection) -> None:
             slot.state = None
 
 
+def interrupt(con: duckdb.DuckDBPyConnection) -> None:
+    """Stop what a connection is doing, from another thread, as `con.interrupt()` does, but within a moment.
+
+    DuckDB looks for an interrupt only between chunks of 2,048 rows, and does not tell the functions of it.
+    This tells them: other queries of the database that use them at this moment end, too.
+    """
+    con.interrupt()
+    slot = _find(con)
+    if slot is not None:
+        slot.abort()
+
+
 @lru_cache(maxsize=1)
 def _default_embedder(model: str) -> ClipEmbedder:
     """One for all databases, so that the weights are in memory once."""
@@ -126,7 +142,7 @@ def _find(con: duckdb.DuckDBPyConnection) -> Slot | None:
 def _check_names(con: duckdb.DuckDBPyConnection) -> None:
     """Raise where the user's own functions would mix with ours: DuckDB would add an overload."""
     with con.duplicate() as own:
-        if taken := own.sql(_TAKEN).fetchall():
+        if taken := own.execute(_TAKEN, [list(make_functions(Slot(1)))]).fetchall():
             raise ClipEmbedError(
                 f"the database has a function or macro of its own called {taken[0][0]}: rename or remove it"
             )

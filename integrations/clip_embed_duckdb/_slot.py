@@ -13,6 +13,10 @@ import duckdb
 
 from clip_embed import ClipEmbedder
 from clip_embed.errors import ClipEmbedError, ModelError
+from clip_embed_duckdb import _interrupts
+from clip_embed_duckdb._digests import Digests
+from clip_embed_duckdb._progress import Progress
+from clip_embed_duckdb._stream import SharedStream
 
 OnError = Literal["null", "raise"]
 _TOKENS = "SELECT function_name FROM duckdb_functions() WHERE starts_with(function_name, '_clip_embed_')"
@@ -24,6 +28,7 @@ class State:
     def __init__(self, embedder: ClipEmbedder, on_error: OnError) -> None:
         self.embedder = embedder
         self.on_error: OnError = on_error
+        self.stream = SharedStream(embedder)
         self._lock = threading.Lock()
         self._loaded = False
         self._failure: str | None = None
@@ -57,11 +62,14 @@ class Slot:
         self.dim = dim
         self.state: State | None = None
         self.search_path = ""
+        self.digests = Digests()
+        self.progress = Progress()
         self.callables: dict[str, Callable[..., Any]] = {}
         self.owner: Callable[[], duckdb.DuckDBPyConnection | None] = lambda: None
         self._connections = weakref.WeakSet[duckdb.DuckDBPyConnection]()
         self._abort = threading.Event()
         self._running = 0
+        self._interrupts = 0
         self._lock = threading.Lock()
 
     def add(self, con: duckdb.DuckDBPyConnection) -> None:
@@ -91,22 +99,34 @@ class Slot:
     def running(self) -> Generator[None]:
         """Mark one call; an interrupt of one call stops all that run beside it."""
         with self._lock:
+            if not self._running:
+                self._interrupts = _interrupts.count()
             self._running += 1
+        self.progress.begin()
         try:
             yield
         except KeyboardInterrupt:
             self._abort.set()
             raise
         finally:
+            self.progress.end()
             with self._lock:
                 self._running -= 1
                 if not self._running:
                     self._abort.clear()
 
+    def abort(self) -> None:
+        """Stop the calls that are running now."""
+        with self._lock:
+            if self._running:
+                self._abort.set()
+
     def check_abort(self) -> None:
-        """Raise KeyboardInterrupt where another thread of the query was interrupted."""
+        """Raise KeyboardInterrupt where this call is to end: Ctrl-C, or an interrupt of one beside it."""
+        if _interrupts.count() != self._interrupts:
+            self._abort.set()
         if self._abort.is_set():
-            raise KeyboardInterrupt("another thread of the query was interrupted")
+            raise KeyboardInterrupt("the query was interrupted")
 
 
 def find_tokens(con: duckdb.DuckDBPyConnection) -> list[str]:

@@ -37,9 +37,11 @@ def test_public_names() -> None:
         "ModelNotFound",
         "ModelUnsupported",
         "Profile",
+        "Retrieval",
         "SpaceMismatch",
         "Stamp",
         "adopt",
+        "evaluate_retrieval",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)
