@@ -18,17 +18,43 @@ from clip_embed.arrow import Column, read_vectors, stamp_of
 
 _BLOCK = 256  # rows whose numbers stay in a core's own cache
 
-# Lengths of the vectors of columns that are alive. Arrow's columns never change, and pandas keeps the object.
-_LENGTHS: dict[int, tuple[weakref.ref[Any], list[Float32]]] = {}
+# Parts of columns that are alive: Arrow's columns never change, and pandas keeps the object.
+_PARTS: dict[int, tuple[weakref.ref[Any], list[Part]]] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
-    """Consecutive rows of a column: float32 (n, d) as they are stored, and their lengths (n,)."""
+    """Consecutive rows of a column: float32 (n, d) as they are stored, and which of them are present."""
 
     rows: Float32
-    lengths: Float32
-    """NaN where there is no vector, or one without a direction."""
+    present: Bools
+    _lengths: Float32 | None = None
+
+    def lengths(self) -> Float32:
+        """Return the lengths of the rows (n,); NaN where there is no vector, or one without a direction."""
+        if self._lengths is None:
+            self._pass(None)
+        return cast("Float32", self._lengths)
+
+    def cosines(self, queries: Float32) -> Float32:
+        """Return float32 (n, m). The first time lengths are measured as well, while rows are at hand."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = self._pass(queries) if self._lengths is None else self.rows @ queries.T
+            return np.asarray(products / self.lengths()[:, None], np.float32)
+
+    def _pass(self, queries: Float32 | None) -> Float32:
+        """Measure the lengths and multiply with the queries, in blocks that a core keeps in its cache."""
+        lengths = np.empty(len(self.rows), np.float32)
+        products = np.empty((len(self.rows), 0 if queries is None else len(queries)), np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, len(lengths), _BLOCK):
+                block = self.rows[start : start + _BLOCK]
+                lengths[start : start + _BLOCK] = np.sqrt(np.einsum("nd,nd->n", block, block))
+                if queries is not None:
+                    products[start : start + _BLOCK] = block @ queries.T
+        lengths[~(self.present & np.isfinite(lengths) & (lengths > 0))] = np.nan
+        self._lengths = lengths
+        return products
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +67,21 @@ class VectorColumn:
     @property
     def valid(self) -> Bools:
         """bool (n,): which rows have a vector that can be compared."""
-        lengths = np.concatenate([np.empty(0, np.float32), *(part.lengths for part in self.parts)])
-        return np.asarray(np.isfinite(lengths), np.bool_)
+        lengths = [np.empty(0, np.float32), *(part.lengths() for part in self.parts)]
+        return np.asarray(np.isfinite(np.concatenate(lengths)), np.bool_)
 
     def cosines(self, queries: Float32) -> Float32:
         """Return the cosine similarity with m unit vectors (m, d): float32 (n, m), NaN without a vector."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            blocks = [(part.rows @ queries.T) / part.lengths[:, None] for part in self.parts]
+        blocks = [part.cosines(queries) for part in self.parts]
         return np.concatenate([np.empty((0, len(queries)), np.float32), *blocks])
 
     def units(self) -> Float32:
         """Return float32 (n, d): rows of unit length, zeros where there is no vector."""
         blocks = [np.empty((0, self.dim), np.float32)]
         for part in self.parts:
-            known = np.isfinite(part.lengths)[:, None]
+            lengths = part.lengths()[:, None]
             with np.errstate(invalid="ignore", over="ignore"):
-                blocks.append(np.where(known, part.rows / part.lengths[:, None], np.float32(0)))
+                blocks.append(np.where(np.isfinite(lengths), part.rows / lengths, np.float32(0)))
         return np.concatenate(blocks)
 
 
@@ -72,13 +97,13 @@ def open_vectors(column: Column, embedder: ClipEmbedder, where: str) -> VectorCo
     fixed = pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)
     if not fixed or any(chunk.values.null_count and chunk.flatten().null_count for chunk in chunks):
         rows, valid = read_vectors(column, embedder, where)
-        lengths = np.where(valid & np.isfinite(rows).all(axis=1) & rows.any(axis=1), 1, np.nan)
-        return VectorColumn([Part(rows, lengths.astype(np.float32))], rows.shape[1])
+        return VectorColumn([Part(rows, valid)], rows.shape[1])
     for part in [column, *chunks]:  # concat joins columns of two models without a word
         check_stamp(stamp_of(part.type, where), kind.list_size, embedder, where)
-    blocks = [flat_rows(chunk) for chunk in chunks]
-    measured = _remembered(column, lambda: list(map(_measure, blocks, chunks)))
-    return VectorColumn(list(map(Part, blocks, measured)), kind.list_size)
+    parts = _remembered(
+        column, lambda: [Part(flat_rows(chunk), np.asarray(chunk.is_valid(), np.bool_)) for chunk in chunks]
+    )
+    return VectorColumn(parts, kind.list_size)
 
 
 def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray of float32
@@ -92,25 +117,15 @@ def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray 
     return numbers.reshape(-1, dim)
 
 
-def _remembered(column: Column, measure: Callable[[], list[Float32]]) -> list[Float32]:
-    """Return the lengths of a column's vectors, measured once in its lifetime."""
+def _remembered(column: Column, make: Callable[[], list[Part]]) -> list[Part]:
+    """Return the parts of a column, whose lengths are measured once in its lifetime."""
     key = id(column)
-    if (known := _LENGTHS.get(key)) is not None and known[0]() is column:
+    if (known := _PARTS.get(key)) is not None and known[0]() is column:
         return known[1]
 
     def forget(_: object) -> None:
-        _LENGTHS.pop(key, None)
+        _PARTS.pop(key, None)
 
-    _LENGTHS[key] = weakref.ref(column, forget), measure()
-    return _LENGTHS[key][1]
-
-
-def _measure(rows: Float32, array: Any) -> Float32:  # noqa: ANN401
-    lengths = np.empty(len(rows), np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            lengths[start : start + _BLOCK] = np.sqrt(np.einsum("nd,nd->n", block, block))
-    present = cast("Bools", np.asarray(array.is_valid()))
-    lengths[~(present & np.isfinite(lengths) & (lengths > 0))] = np.nan
-    return lengths
+    parts = make()
+    _PARTS[key] = weakref.ref(column, forget), parts
+    return parts

@@ -167,7 +167,7 @@ def _count_references() -> int:
     class Owner:
         attribute = property(lambda self: Fleeting())
 
-    return cast("Any", Owner()).attribute(0, inplace=True)
+    return cast("int", cast("Any", Owner()).attribute(0, inplace=True))
 
 
 _HELD = _count_references()

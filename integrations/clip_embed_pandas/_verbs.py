@@ -235,7 +235,7 @@ def compared(data: Data, column: Hashable | None, clip: ClipEmbedder) -> VectorC
     if vectors is not None:
         return open_vectors(vectors, clip, where)
     rows, valid, _ = embed_images_of(images_of(series, where), len(series), clip)
-    return VectorColumn([Part(rows, np.where(valid, np.float32(1), np.float32(np.nan)))], clip.dim)
+    return VectorColumn([Part(rows, valid)], clip.dim)
 
 
 def _embed_series(

@@ -251,4 +251,4 @@ def _compared(data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbe
         return vectors
     items = image_items(check_images(series, where))
     rows, valid, _ = embed_images_of(items, len(series), clip)
-    return VectorColumn([Part(rows, np.where(valid, np.float32(1), np.float32(np.nan)))], clip.dim)
+    return VectorColumn([Part(rows, valid)], clip.dim)
