@@ -9,6 +9,19 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("duckdb", "duckdb", "clip_embed_duckdb") from error
 
+from clip_embed_duckdb._follow import follow
+from clip_embed_duckdb._materialize import Materialized, materialize
 from clip_embed_duckdb._register import interrupt, register, unregister
+from clip_embed_duckdb._stamps import Mismatch, check, check_database
 
-__all__ = ["interrupt", "register", "unregister"]
+__all__ = [
+    "Materialized",
+    "Mismatch",
+    "check",
+    "check_database",
+    "follow",
+    "interrupt",
+    "materialize",
+    "register",
+    "unregister",
+]

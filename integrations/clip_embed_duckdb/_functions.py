@@ -14,7 +14,7 @@ from clip_embed.errors import ClipEmbedError
 from clip_embed_duckdb._columns import Column, Kind  # DuckDB evaluates the annotations: not only for typing
 from clip_embed_duckdb._embed import Call
 from clip_embed_duckdb._slot import OnError, Slot
-from clip_embed_duckdb._stored import Bools, Float32
+from clip_embed_duckdb._stored import Bools, Float32, Vectors
 
 _LABELS = pa.list_(pa.struct([pa.field("label", pa.string()), pa.field("probability", pa.float32())]))
 
@@ -46,6 +46,9 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
     def clip_error(img: Column) -> Column:
         return _run(slot, "clip_error", _error, img, on_error="null")
 
+    def clip_embedding(img: Column) -> Column:
+        return _run(slot, "clip_embedding", _embedding, img, on_error="null")
+
     vector = f"FLOAT[{slot.dim}]"
     return {
         "clip_sim": (clip_sim, "STRUCT(distance FLOAT, score FLOAT)"),
@@ -55,6 +58,7 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         "clip_label": (clip_label, "VARCHAR"),
         "clip_labels": (clip_labels, "STRUCT(label VARCHAR, probability FLOAT)[]"),
         "clip_error": (clip_error, "VARCHAR"),
+        "clip_embedding": (clip_embedding, f"STRUCT(vector {vector}, error VARCHAR)"),
     }
 
 
@@ -134,7 +138,16 @@ def _classify(
 
 
 def _error(call: Call, img: Column) -> Column:
+    return _reasons(call.images(img))
+
+
+def _embedding(call: Call, img: Column) -> Column:
     images = call.images(img)
+    parts = [vector_array(images.units(), images.valid), _reasons(images)]
+    return cast("Any", pa.StructArray).from_arrays(parts, ["vector", "error"])
+
+
+def _reasons(images: Vectors) -> Column:
     return pa.array([images.reasons.get(row) for row in range(len(images.rows))], pa.string())
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 _QUIET = 2.0  # seconds, in which a query needs no line
 _PAUSE = 1.0  # seconds after which a call begins another query
@@ -57,11 +57,51 @@ class Progress:
         seconds = time.monotonic() - self._began
         if seconds < _QUIET or not _is_watched():
             return None
-        tqdm = import_module("tqdm").tqdm  # of sentence-transformers, and slow to import
-        looks = {"desc": "clip-embed", "unit": " images", "file": sys.stderr, "leave": False}
-        bar = tqdm(**looks, smoothing=0, mininterval=0.2, delay=_QUIET)  # no line of zeros to begin with
+        bar = _make_bar("clip-embed", None)
         bar.start_t -= seconds
         return bar
+
+
+class Bar(Progress):
+    """A bar for a known number of images: share, images/s, time left and failures; closed as a context."""
+
+    def __init__(self, label: str, total: int, *, enabled: bool) -> None:
+        super().__init__()
+        self._failed = 0
+        if enabled and total and _is_watched():
+            self._bar = _make_bar(label, total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def begin(self) -> None:
+        """Nothing: the bar is open all the time."""
+
+    def add(self, images: int) -> None:
+        """Note that so many images are done."""
+        if self._bar is not None:
+            self._bar.update(images)
+
+    def fail(self, images: int) -> None:
+        """Note that so many of them failed."""
+        self._failed += images
+        if self._bar is not None:
+            self._bar.set_postfix(failed=self._failed, refresh=False)
+
+    def end(self) -> None:
+        """Nothing: the bar is open all the time."""
+
+
+def _make_bar(label: str, total: int | None) -> Any:  # noqa: ANN401 - a tqdm, whose stubs name no types
+    tqdm = import_module("tqdm").tqdm  # of sentence-transformers, and slow to import
+    looks = {"desc": label, "unit": " images", "file": sys.stderr, "leave": False, "mininterval": 0.2}
+    if total is None:
+        return tqdm(**looks, smoothing=0, delay=_QUIET)  # no line of zeros to begin with
+    return tqdm(**looks, total=total)
 
 
 def _is_watched() -> bool:

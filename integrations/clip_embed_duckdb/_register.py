@@ -15,6 +15,7 @@ from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
 from clip_embed._models.opening import default_model
 from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._functions import make_functions
+from clip_embed_duckdb._search import add_search, remove_search
 from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 
 # DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
@@ -47,9 +48,14 @@ def register(
       STRUCT(label VARCHAR, probability FLOAT)[], best first. As `ClipEmbedder.classify`: probabilities
       share an image among the labels given, one of none of them included.
     - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
+    - `clip_embedding(img)` STRUCT(vector FLOAT[d], error VARCHAR): both at once; it never raises either.
+    - `FROM clip_search('photos', 'img', 'red car', k := 10)`: the best k rows of a table or view with
+      their `score`, best first, none without a score. Names as in SQL: `'my.db.photos'`, `'"a.b"'`. With
+      `rescore := 'emb'` the best 10 × k rows by `img` are scored again by the column `emb`, as for vectors
+      kept as TINYINT[d]. A column of the table that is called `score` becomes `score_1`.
 
     `img` is a BLOB, a VARCHAR path, a STRUCT(bytes BLOB, path VARCHAR) of which bytes come
-    first, or a stored vector FLOAT[d], FLOAT[] or DOUBLE[]; `query` is a text or a vector, so
+    first, or a stored vector FLOAT[d], TINYINT[d], FLOAT[] or DOUBLE[]; `query` is a text or a vector, so
     `clip_score(img, clip_image('query.jpg'))` compares images. NULL gives NULL, and so does an
     image that failed, unless `on_error="raise"`. A path DuckDB may not read always raises.
 
@@ -69,6 +75,11 @@ def register(
     the functions when it is over. Raises SpaceMismatch where the new embedder has another
     dimension and the connection that registered first is gone: only through it does DuckDB
     remove the old functions.
+
+    `clip_search` is a TEMP macro and so belongs to `con` alone: register other connections and cursors of
+    the database as well to have it there. Where `con` has an open result or an aborted transaction it
+    cannot be made, and where you have a macro of this name it is not: a warning then says what to do.
+    Table and columns are constants (`?` does in `con.execute`); the query may be any expression.
 
     Limits. SQL sees only values: the dimension of stored vectors is checked, whether they come
     from the same model is not. `SELECT *` with ORDER BY and no LIMIT sorts the BLOBs too: keep
@@ -90,7 +101,7 @@ def register(
     dim = embedder.dim
     _interrupts.watch()
     with _LOCK:
-        slot = _find(con)
+        slot = find_slot(con)
         if slot is None:
             _check_names(con)
         elif slot.dim != dim:
@@ -108,6 +119,7 @@ def register(
         slot.add(con)
         with suppress(duckdb.Error):  # an open result: it keeps what it had
             slot.search_path = con.sql("SELECT current_setting('file_search_path')").fetchall()[0][0]
+    add_search(con)
 
 
 def unregister(con: duckdb.DuckDBPyConnection) -> None:
@@ -117,10 +129,11 @@ def unregister(con: duckdb.DuckDBPyConnection) -> None:
     registered first is gone, the names stay, and calling them raises an error that says so.
     """
     with _LOCK:
-        slot = _find(con)
+        slot = find_slot(con)
         if slot is not None:
             _remove(slot)
             slot.state = None
+            remove_search(con)
 
 
 def interrupt(con: duckdb.DuckDBPyConnection) -> None:
@@ -129,7 +142,7 @@ def interrupt(con: duckdb.DuckDBPyConnection) -> None:
     DuckDB looks for an interrupt only between chunks of 2,048 rows, and does not tell the functions of it.
     This tells them: other queries of the database that use them at this moment end, too.
     """
-    slot = _find(con)  # first, as it asks a copy of the connection, which is soon in use again
+    slot = find_slot(con)  # first, as it asks a copy of the connection, which is soon in use again
     con.interrupt()
     if slot is not None:
         slot.stop()
@@ -141,7 +154,7 @@ def _default_embedder(model: str) -> ClipEmbedder:
     return ClipEmbedder(model)
 
 
-def _find(con: duckdb.DuckDBPyConnection) -> Slot | None:
+def find_slot(con: duckdb.DuckDBPyConnection) -> Slot | None:
     """Return the slot of the database's functions, if it has them."""
     with con.duplicate() as own:
         return next((_SLOTS[token] for token in find_tokens(own) if token in _SLOTS), None)

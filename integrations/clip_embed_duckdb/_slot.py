@@ -67,7 +67,9 @@ class Slot:
         self.progress = Progress()
         self.callables: dict[str, Callable[..., Any]] = {}
         self.owner: Callable[[], duckdb.DuckDBPyConnection | None] = lambda: None
-        self._connections = weakref.WeakSet[duckdb.DuckDBPyConnection]()
+        # In order: the first one mostly outlives the others. Closing one closes its duplicates, too, and is
+        # refused while a query reads files through one of them.
+        self._connections = weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, None]()
         self._stops = 0
         self._running = 0
         self._interrupts = 0
@@ -76,7 +78,7 @@ class Slot:
     def add(self, con: duckdb.DuckDBPyConnection) -> None:
         """Read files through this connection too, while it lives."""
         with self._lock:
-            self._connections.add(con)
+            self._connections.setdefault(con, None)
 
     def open_connection(self) -> duckdb.DuckDBPyConnection:
         """Return a new connection to this database; ClipEmbedError where none is left to copy."""

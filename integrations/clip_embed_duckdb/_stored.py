@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from clip_embed_duckdb._columns import Column
 Float32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
+_vecdot: Any = getattr(np, "vecdot", None)  # since NumPy 2.0
 _BAD_VECTOR = "the vector holds a NULL, a NaN, an infinity or only zeros"
 
 
@@ -44,17 +45,13 @@ class Vectors:
     def cosines(self, others: Vectors) -> Float32:
         """Return the cosine similarity of each pair of rows, float32 (n,); `others` may be one row."""
         with np.errstate(invalid="ignore", over="ignore"):  # in rows that are not valid
-            # Not `@`: its threads wait for each other, and rows must not depend on their neighbours.
-            if len(others.rows) == 1:
-                products = np.einsum("ij,j->i", self.rows, others.rows[0])
-            else:
-                products = np.einsum("ij,ij->i", self.rows, others.rows)
+            products = _dot(self.rows, others.rows)
             cosines: Float32 = products / (self.norms * others.norms)
         return np.clip(cosines, -1, 1)
 
 
 def stored_vectors(column: Column, dim: int) -> Vectors | None:
-    """Read a column of lists of floating-point numbers; None for a column of another type.
+    """Read a column of lists of floating-point numbers or of int8; None for a column of another type.
 
     Rows that hold a NULL, a NaN, an infinity or only zeros are not valid. Raises SpaceMismatch
     where a vector has another dimension.
@@ -63,7 +60,8 @@ def stored_vectors(column: Column, dim: int) -> Vectors | None:
     fixed = pa.types.is_fixed_size_list(kind)
     if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return None
-    if not (pa.types.is_floating(kind.value_type) or pa.types.is_decimal(kind.value_type)):
+    inner = kind.value_type
+    if not (pa.types.is_floating(inner) or pa.types.is_decimal(inner) or pa.types.is_int8(inner)):
         return None
     present = cast("Bools", np.asarray(column.is_valid()))
     _check_dimension(column, present, dim)
@@ -75,10 +73,20 @@ def stored_vectors(column: Column, dim: int) -> Vectors | None:
         rows = np.zeros((len(column), dim), np.float32)
         rows[present] = _numbers(column.flatten()).reshape(-1, dim)
     with np.errstate(invalid="ignore", over="ignore"):
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        norms = np.sqrt(_dot(rows, rows))
     valid = present & np.isfinite(norms) & (norms > 0)
     norms[~valid] = 1
     return Vectors(rows, norms, valid, dict.fromkeys(np.flatnonzero(present & ~valid).tolist(), _BAD_VECTOR))
+
+
+def stored_form(vectors: Vectors, type_: str) -> Column:
+    """Return the valid rows as a column of FLOAT[d] or, each scaled to ±127 and rounded, of TINYINT[d]."""
+    units = vectors.units()[vectors.valid]
+    if type_.startswith("TINYINT"):
+        largest = np.abs(units).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
+        units = np.rint(units * (127 / largest)).astype(np.int8)
+    make = cast("Any", pa.FixedSizeListArray)
+    return make.from_arrays(pa.array(units.reshape(-1)), vectors.rows.shape[1])
 
 
 def is_constant(vectors: Vectors) -> bool:
@@ -87,6 +95,16 @@ def is_constant(vectors: Vectors) -> bool:
     if len(rows) < 2 or not vectors.valid.all():
         return False
     return bool((rows[0] == rows[-1]).all() and (rows == rows[0]).all())
+
+
+def _dot(rows: Float32, others: Float32) -> Float32:
+    """Return the product of each pair of rows, float32 (n,); `others` may be one row.
+
+    Not `@`: its threads wait for each other, and a row must not depend on its neighbours.
+    """
+    if _vecdot is not None:  # one call of BLAS for each row
+        return _vecdot(rows, others)
+    return np.einsum("ij,ij->i", rows, np.broadcast_to(others, rows.shape))
 
 
 def _check_dimension(column: Column, present: Bools, dim: int) -> None:

@@ -1,0 +1,164 @@
+"""Images embedded a chunk at a time: what is committed stays, whatever happens later."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from clip_embed import ClipEmbedder, ClipEmbedError
+from clip_embed_duckdb._columns import Column, blobs_and_paths, plain, sql_name
+from clip_embed_duckdb._images import ImageColumn
+from clip_embed_duckdb._progress import Bar
+from clip_embed_duckdb._register import find_slot
+from clip_embed_duckdb._slot import Slot, State
+from clip_embed_duckdb._stored import Vectors
+from clip_embed_duckdb._tables import ask, text
+
+_FIRST_ROWS, _MOST_ROWS = 32, 16_384
+_MOST_BYTES = 256 * 1024 * 1024  # of the images in one chunk
+_SHORTEST, _LONGEST = 2.0, 60.0  # seconds of work that one chunk may lose
+_SHARE = 20  # a chunk works so many times as long as reading and writing it takes
+_LOG = "1GB"
+_NO_IMAGE = "it has neither bytes nor a path"
+
+
+class Target(Protocol):
+    """Where the images come from and their vectors go."""
+
+    def read(self, rows: int) -> pa.Table | None:
+        """Return the next images that have neither vector nor error, as (key, image); None for no more."""
+        ...
+
+    def write(self, keys: Column, vectors: Vectors) -> None:
+        """Keep the vectors of valid rows, and the reasons of failed ones."""
+        ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the images so far."""
+
+    done: int = 0
+    failed: int = 0
+
+
+class Embedding:
+    """Embeds columns of images outside of a query, by the rules of the database for files."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> None:
+        self.embedder = embedder
+        self._slot = Slot(embedder.dim)
+        if (registered := find_slot(con)) is not None:
+            self._slot.digests = registered.digests
+        self._slot.add(con)
+        self._slot.search_path = str(ask(con, "SELECT current_setting('file_search_path')")[0][0])
+        self._state = State(embedder, "null")
+        self._bar = Bar("", 0, enabled=False)
+
+    def embed(self, column: Column) -> Vectors:
+        """Embed a column of images; each row has a vector, a reason or is NULL."""
+        return self._embed(plain(column), Tally())
+
+    def check_column(self, column: Column, name: str) -> None:
+        """Raise ClipEmbedError unless a column, which may be empty, is of images."""
+        if blobs_and_paths(plain(column)) is None:
+            raise ClipEmbedError(
+                f"{name} is a column of {sql_name(column.type)}; images are a BLOB, a VARCHAR (a path) or a "
+                "STRUCT(bytes BLOB, path VARCHAR)"
+            )
+
+    def run(self, con: duckdb.DuckDBPyConnection, target: Target, progress: Bar) -> Tally:
+        """Embed all that the target gives, each chunk in a transaction of its own."""
+        self._slot.progress = self._bar = progress
+        tally, rows = Tally(), _FIRST_ROWS
+        self._state.load()
+        while True:
+            began = time.monotonic()
+            with transaction(con):
+                chunk = target.read(rows)
+                if chunk is None:
+                    return tally
+                keys, images = chunk.columns
+                read = time.monotonic()
+                vectors = self._embed(plain(images), tally)
+                embedded = time.monotonic()
+                target.write(plain(keys), vectors)
+            tally.done += int(vectors.valid.sum())
+            cost = time.monotonic() - embedded + read - began
+            seconds = min(max(_SHORTEST, _SHARE * cost), _LONGEST)
+            wanted = int(len(keys) * seconds / max(embedded - read, 0.001))
+            fits = int(_MOST_BYTES / max(images.nbytes / len(images), 1))
+            rows = max(1, min(wanted, 4 * rows, fits, _MOST_ROWS))
+
+    def _embed(self, column: Column, tally: Tally) -> Vectors:
+        def fail(rows: list[int], _: str | None, reason: str) -> None:
+            tally.failed += len(rows)
+            self._bar.fail(len(rows))
+
+        blobs, paths = cast("tuple[Any, Any]", blobs_and_paths(column))
+        images = ImageColumn(self._slot, self._state, len(column), blobs, paths, fail)
+        with self._slot.running() as check:
+            if images.left:
+                self._state.stream.run(images, check)
+        nothing = np.flatnonzero(~images.vectors.valid).tolist()
+        if nothing := [row for row in nothing if row not in images.vectors.reasons]:
+            images.vectors.reasons.update(dict.fromkeys(nothing, _NO_IMAGE))
+            fail(nothing, None, _NO_IMAGE)
+        return images.vectors
+
+
+@contextmanager
+def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    """Commit at the end; undo everything where an error or an interrupt comes before it."""
+    try:
+        con.begin()
+    except duckdb.TransactionException as error:
+        raise ClipEmbedError(
+            "the connection is in a transaction, and this commits in parts: commit or roll back first"
+        ) from error
+    try:
+        yield
+        con.commit()
+    except BaseException:
+        with suppress(duckdb.TransactionException):  # it is over already
+            con.rollback()
+        raise
+
+
+@contextmanager
+def rare_checkpoints(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    """Let DuckDB put its log into the file more rarely: each time it writes the table's last part anew."""
+    before = ask(con, "SELECT current_setting('checkpoint_threshold')")[0][0]
+    try:
+        con.execute(f"SET checkpoint_threshold = {text(_LOG)}")
+    except duckdb.Error:  # the configuration is locked
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # it was locked meanwhile, or the connection closed
+            con.execute(f"SET checkpoint_threshold = {text(str(before))}")
+
+
+@contextmanager
+def arrow_view(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> Generator[str]:
+    """Let a connection see Arrow arrays as a view, for as long as the context."""
+    name = f"_clip_embed_{uuid.uuid4().hex}"
+    con.register(name, cast("Any", pa).table(columns))
+    try:
+        yield name
+    finally:
+        try:
+            con.unregister(name)
+        except duckdb.TransactionException:  # aborted: only after its end does the view let go of the arrays
+            con.rollback()
+            con.unregister(name)
