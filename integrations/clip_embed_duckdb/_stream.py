@@ -86,9 +86,12 @@ class _Job:
         self.alone, self.under_way, self.exhausted = True, 0, False
 
     def close(self) -> None:
-        """Let go of the images, and of the connection that reads them."""
-        with self._lock:
-            self._items.close()
+        """Let go of the images, and of the connection that reads them, unless a read takes too long."""
+        if self._lock.acquire(timeout=_PATIENCE):
+            try:
+                self._items.close()
+            finally:
+                self._lock.release()
 
 
 class SharedStream:
@@ -171,21 +174,22 @@ class SharedStream:
 
     def _shortest(self, alone: list[_Job]) -> _Job | None:
         with self._changed:
-            waiting = [job for job in alone or self._jobs if not job.exhausted and job.alone == bool(alone)]
+            jobs = [job for job in self._jobs if not alone or job in alone]
+            waiting = [job for job in jobs if not job.exhausted and job.alone == bool(alone)]
         return min(waiting, key=lambda job: job.work.left, default=None)
 
     def _hand_out(self, batch: EmbeddedBatch) -> None:
         for key, vector in zip(batch.keys, batch.vectors, strict=True):
             job, name = cast("tuple[_Job, object]", key)
-            job.under_way -= 1
             job.work.embedded(name, vector)
+            job.under_way -= 1  # last: with none under way the call returns what it has
         for failure in batch.failures:
             job, name = cast("tuple[_Job, object]", failure.key)
-            job.under_way -= 1
             try:
                 job.work.failed(name, failure.reason)
             except Exception as error:  # noqa: BLE001 - raised again in the thread whose call it is
                 job.end(error)
+            job.under_way -= 1
         self._tell()
 
     def _blame(self, error: BaseException) -> None:
