@@ -59,6 +59,14 @@ def register(
     `clip_score(img, clip_image('query.jpg'))` compares images. NULL gives NULL, and so does an
     image that failed, unless `on_error="raise"`. A path DuckDB may not read always raises.
 
+    An image is embedded once, by its content, as long as the embedder's cache keeps it: not again for
+    a second expression, query, connection or, with a cache on disk, process. A file that DuckDB
+    finds with the size and time of its last reading is not read again; one that was written in the five
+    seconds before is. After two seconds a line on a terminal's or notebook's stderr says how many images
+    are done; `progress=False` switches it off. Ctrl-C ends a query within a moment where `register`
+    was called in the main thread (which sets `signal.set_wakeup_fd`, unless the program has); from
+    another thread `clip_embed_duckdb.interrupt(con)` does. `con.interrupt()` waits for 2,048 rows.
+
     The default embedder is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. The
     functions belong to the database, so its other connections have them too; they are not
     saved in its file: a view that uses them says "Scalar Function with name clip_score does not

@@ -86,9 +86,12 @@ class _Job:
         self.alone, self.under_way, self.exhausted = True, 0, False
 
     def close(self) -> None:
-        """Let go of the images, and of the connection that reads them."""
-        with self._lock:
-            self._items.close()
+        """Let go of the images, and of the connection that reads them, unless a read takes too long."""
+        if self._lock.acquire(timeout=_PATIENCE):
+            try:
+                self._items.close()
+            finally:
+                self._lock.release()
 
 
 class SharedStream:
@@ -171,7 +174,8 @@ class SharedStream:
 
     def _shortest(self, alone: list[_Job]) -> _Job | None:
         with self._changed:
-            waiting = [job for job in alone or self._jobs if not job.exhausted and job.alone == bool(alone)]
+            jobs = [job for job in self._jobs if not alone or job in alone]
+            waiting = [job for job in jobs if not job.exhausted and job.alone == bool(alone)]
         return min(waiting, key=lambda job: job.work.left, default=None)
 
     def _hand_out(self, batch: EmbeddedBatch) -> None:
