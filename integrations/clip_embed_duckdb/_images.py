@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+import duckdb
 import numpy as np
 
 from clip_embed._images.source import Encoded, ImageInput
@@ -57,17 +59,27 @@ class ImageColumn:
             if not self._is_done(row) and self._blobs is not None:
                 encoded = Encoded(self._blobs[row].as_py, f"the image in row {row}")
                 yield _Image([row], encoded), encoded
-        if paths := [path for path, rows in self._places.items() if not self._is_done(rows[0])]:
-            with self._slot.open_connection() as con:
-                reader = FileReader(con, self._slot.search_path, self._state.embedder.policy)
-                for file, content in reader.read(self._unknown(reader.find(paths))):
-                    rows = self._places[file.path]
-                    if isinstance(content, ImageError):
-                        self._fail(rows, str(content))
-                        continue
-                    encoded = Encoded(_holder(content), file.path, len(content))
-                    del content
-                    yield _Image(rows, encoded, file.stamp), encoded
+        given: set[str] = set()
+        while paths := [
+            path for path, rows in self._places.items() if path not in given and not self._is_done(rows[0])
+        ]:
+            with suppress(duckdb.ConnectionException):  # closed by another thread: there may be a next one
+                for image in self._read(paths):
+                    given.add(image.encoded.name)
+                    yield image, image.encoded
+
+    def _read(self, paths: list[str]) -> Generator[_Image]:
+        """Yield the files that have to be embedded; the others get their outcome."""
+        with self._slot.open_connection() as con:
+            reader = FileReader(con, self._slot.search_path, self._state.embedder.policy)
+            for file, content in reader.read(self._unknown(reader.find(paths))):
+                rows = self._places[file.path]
+                if isinstance(content, ImageError):
+                    self._fail(rows, str(content))
+                    continue
+                encoded = Encoded(_holder(content), file.path, len(content))
+                del content
+                yield _Image(rows, encoded, file.stamp)
 
     def embedded(self, key: object, vector: Float32) -> None:
         """Take the vector (d,) of an image."""

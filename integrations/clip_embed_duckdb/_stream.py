@@ -181,15 +181,15 @@ class SharedStream:
     def _hand_out(self, batch: EmbeddedBatch) -> None:
         for key, vector in zip(batch.keys, batch.vectors, strict=True):
             job, name = cast("tuple[_Job, object]", key)
-            job.under_way -= 1
             job.work.embedded(name, vector)
+            job.under_way -= 1  # last: with none under way the call returns what it has
         for failure in batch.failures:
             job, name = cast("tuple[_Job, object]", failure.key)
-            job.under_way -= 1
             try:
                 job.work.failed(name, failure.reason)
             except Exception as error:  # noqa: BLE001 - raised again in the thread whose call it is
                 job.end(error)
+            job.under_way -= 1
         self._tell()
 
     def _blame(self, error: BaseException) -> None:

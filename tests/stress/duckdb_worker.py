@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import duckdb
@@ -104,9 +105,7 @@ class Run:
                         f"thread {number}, step {step}, {action.__name__}: {type(error).__name__}: {error}"
                     )
                 self.count("stopped")
-        with self.lock:
-            del self.busy[number]
-        con.close()
+        self.close(con, number)
 
     def scores_of(self, con: duckdb.DuckDBPyConnection, rng: random.Random, _: int) -> None:
         """Score all images by one text and compare with the embedder's own scores."""
@@ -114,8 +113,8 @@ class Run:
             rng.choice(TEXTS),
             rng.choice(("img", "path", "emb", "{'path': path, 'bytes': NULL::BLOB}")),
         )
-        query = f"SELECT id, clip_score({column}, ?), (clip_sim({column}, ?)).score FROM photos"  # noqa: S608
-        self.compare(con.execute(query, [text, text]).fetchall(), text)
+        query = f"SELECT id, clip_score({column}, ?), (clip_sim({column}, ?)).score FROM photos"
+        self.compare(con.execute(query, [text, text]).fetchall(), text, column)
 
     def search(self, con: duckdb.DuckDBPyConnection, rng: random.Random, _: int) -> None:
         """Search, and compare scores and order."""
@@ -125,7 +124,7 @@ class Run:
         rows = con.execute(
             "SELECT id, score, score FROM clip_search('photos', ?, ?, k := 100)", [column, text]
         ).fetchall()
-        self.compare([*rows, (99, None, None)], text)
+        self.compare([*rows, (99, None, None)], text, f"clip_search in {column}")
         if [row[1] for row in rows] != sorted((row[1] for row in rows), reverse=True):
             self.find("clip_search: not the best first")
 
@@ -154,22 +153,35 @@ class Run:
         del own
         gc.collect()
         new = self.con.cursor()
-        with self.lock:
-            self.busy[number] = new
-            con.close()
+        self.close(con, number)
         return new
+
+    def close(self, con: duckdb.DuckDBPyConnection, number: int) -> None:
+        """Close a connection, which DuckDB refuses while another query reads files through it."""
+        with self.lock:
+            self.busy.pop(number, None)
+        while True:
+            try:
+                con.close()
+            except duckdb.Error as error:
+                if type(error).__name__ != "ResourceInUseException":
+                    raise
+                self.count("closed later")
+                time.sleep(0.001)
+            else:
+                return
 
     def fill_column(self, con: duckdb.DuckDBPyConnection, rng: random.Random, number: int) -> None:
         """Keep vectors in a table of one's own."""
         table = f"own_{number}_{rng.randrange(10**9)}"
-        con.execute(f"CREATE TABLE {table} AS SELECT id, path FROM photos")  # noqa: S608
+        con.execute(f"CREATE TABLE {table} AS SELECT id, path FROM photos")
         materialize(con, table, "path", embedder=rng.choice(self.clips), progress=False)
         text = rng.choice(TEXTS)
-        query = f"SELECT id, clip_score(emb, ?), clip_score(emb, ?) FROM {table}"  # noqa: S608
-        self.compare(con.execute(query, [text, text]).fetchall(), text)
+        query = f"SELECT id, clip_score(emb, ?), clip_score(emb, ?) FROM {table}"
+        self.compare(con.execute(query, [text, text]).fetchall(), text, "a column")
         con.execute(f"DROP TABLE {table}")
 
-    def compare(self, rows: list[tuple[int, float | None, float | None]], text: str) -> None:
+    def compare(self, rows: list[tuple[int, float | None, float | None]], text: str, where: str) -> None:
         """Note each value that is not the embedder's own."""
         if len(rows) != IMAGES + 1:
             self.find(f"{len(rows)} rows")
@@ -179,7 +191,7 @@ class Run:
                 if (value is None) != (expected is None) or (
                     value is not None and expected is not None and abs(value - expected) > 1e-5
                 ):
-                    self.find(f"{text}: image {key} has {value} instead of {expected}")
+                    self.find(f"{where}, {text}: image {key} has {value} instead of {expected}")
         self.count("compared", len(rows))
 
     def count(self, what: str, number: int = 1) -> None:
@@ -196,10 +208,14 @@ class Run:
 def main(seed: int) -> None:
     """Run all threads and print the tally."""
     faulthandler.enable()
+    warnings.filterwarnings("ignore", "clip_search was not added", UserWarning)
     faulthandler.dump_traceback_later(240, exit=True)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(seed, Path(folder))
+        threading.excepthook = lambda args: run.find(
+            f"a thread ended by {args.exc_type.__name__}: {args.exc_value}"
+        )
         threads = [threading.Thread(target=run.work, args=(number,)) for number in range(THREADS)]
         for thread in threads:
             thread.start()
