@@ -20,7 +20,7 @@ import click
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
-from clip_embed._cli.table import format_table
+from clip_embed._cli.table import format_table, one_line
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
 
@@ -189,7 +189,7 @@ def _report_failures(failures: Sequence[ImageFailure]) -> None:
         return
     click.echo(f"\n{len(failures)} photos could not be used; they are tried again next time:", err=True)
     for failure in failures:
-        click.echo(f"  {failure.source}: {failure.reason}", err=True)
+        click.echo(f"  {one_line(f'{failure.source}: {failure.reason}')}", err=True)
     sys.exit(1)
 
 

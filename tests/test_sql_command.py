@@ -144,9 +144,11 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     """A file name may hold what would retitle or clear the screen; the box spells it out."""
-    result = sql("-c", "SELECT chr(27) || ']0;owned' || chr(7) AS name, chr(155) AS \"a\x1b[2J\"")
-    assert "\x1b" not in result.stdout
-    assert "\x9b" not in result.stdout
+    hostile = "SELECT chr(27) || ']0;owned' || chr(7) AS name, chr(155) AS \"a\x1b[2J\""
+    result = sql("-c", hostile, "-c", "SELECT error(chr(27) || 'boom')")
+    assert "\x1b" not in result.output
+    assert "\x9b" not in result.output
+    assert r"\x1bboom" in result.stderr
     assert r"\x1b]0;owned\x07" in result.stdout
 
 

@@ -14,6 +14,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._cli.answers import BoxWriter, CsvWriter, JsonWriter, Writer
 from clip_embed._cli.page import PageWriter
 from clip_embed._cli.sql import Runner, connect
+from clip_embed._cli.table import printable
 from clip_embed._models.space import cache_dir
 from clip_embed_duckdb import check_database, register
 
@@ -36,7 +37,7 @@ class Session:
         self._embedder = ClipEmbedder(model, cache=cache_dir() / "vectors.cache")
         register(self._connection, self._embedder)
         for mismatch in check_database(self._connection, self._embedder):
-            click.echo(f"Warning: {mismatch}", err=True)
+            click.echo(printable(f"Warning: {mismatch}"), err=True)
         self._form: Form = form
         self._page = page
 
