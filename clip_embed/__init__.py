@@ -6,6 +6,8 @@ from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
+from clip_embed._evaluate import Retrieval, evaluate_retrieval
+from clip_embed._explain import LabelReport, explain_labels
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
@@ -34,6 +36,7 @@ __all__ = [
     "ImagePolicy",
     "ImageSpec",
     "ImageStream",
+    "LabelReport",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -41,7 +44,10 @@ __all__ = [
     "ModelNotFound",
     "ModelUnsupported",
     "Profile",
+    "Retrieval",
     "SpaceMismatch",
     "Stamp",
     "adopt",
+    "evaluate_retrieval",
+    "explain_labels",
 ]
