@@ -118,6 +118,17 @@ def test_long_results_are_cut_for_people_only() -> None:
     assert len(sql("--csv", "-c", "FROM range(250)").stdout.splitlines()) == 251
 
 
+def test_a_page_of_a_script_that_fails(tmp_path: Path) -> None:
+    """What was answered before the error is on the page, and its place is told."""
+    page = tmp_path / "page.html"
+    result = sql("--html", str(page), stdin="SELECT 'before' AS it; SELECT nonsense(); SELECT 'after' AS it")
+    assert result.exit_code == 1
+    assert f"Page: {page}" in result.stderr
+    assert "before" in page.read_text()
+    assert "after" not in page.read_text()
+    assert "Page: " not in sql("--html", str(tmp_path / "none.html"), "-c", "SELECT nonsense()").stderr
+
+
 def test_json_and_csv_exclude_each_other() -> None:
     """Both at once are wrong usage."""
     assert sql("--json", "--csv", "-c", "SELECT 1").exit_code == 2

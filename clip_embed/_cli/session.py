@@ -56,10 +56,11 @@ class Session:
             return True
         answers, page = _FORMS[self._form](), self._make_page(self._page) if self._page else None
         runner = Runner(self._connection, [answers, page] if page else [answers])
-        done = all(runner.run(script) for script in queries or [_read_script()])
-        if page and page.written:
-            click.echo(f"Page: {page.file.resolve()}", err=True)
-        return done
+        try:
+            return all(runner.run(script) for script in queries or [_read_script()])
+        finally:
+            if page and page.write():
+                click.echo(f"Page: {page.file.resolve()}", err=True)
 
     def _run_shell(self) -> None:
         from clip_embed._cli.shell import Shell
