@@ -13,7 +13,16 @@ from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register, unregister
 
-NAMES = {"clip_error", "clip_image", "clip_label", "clip_labels", "clip_score", "clip_sim", "clip_text"}
+NAMES = {
+    "clip_embedding",
+    "clip_error",
+    "clip_image",
+    "clip_label",
+    "clip_labels",
+    "clip_score",
+    "clip_sim",
+    "clip_text",
+}
 
 
 def fake(dim: int = 16) -> ClipEmbedder:
