@@ -21,7 +21,7 @@ from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
-from clip_embed._cli.table import format_table
+from clip_embed._cli.table import format_table, one_line
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
 from clip_embed._templates import TEMPLATES
@@ -252,7 +252,7 @@ def _report_failures(failures: Sequence[ImageFailure]) -> None:
         return
     click.echo(f"\n{len(failures)} photos could not be used; they are tried again next time:", err=True)
     for failure in failures:
-        click.echo(f"  {failure.source}: {failure.reason}", err=True)
+        click.echo(f"  {one_line(f'{failure.source}: {failure.reason}')}", err=True)
     sys.exit(1)
 
 

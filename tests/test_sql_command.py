@@ -118,6 +118,17 @@ def test_long_results_are_cut_for_people_only() -> None:
     assert len(sql("--csv", "-c", "FROM range(250)").stdout.splitlines()) == 251
 
 
+def test_a_page_of_a_script_that_fails(tmp_path: Path) -> None:
+    """What was answered before the error is on the page, and its place is told."""
+    page = tmp_path / "page.html"
+    result = sql("--html", str(page), stdin="SELECT 'before' AS it; SELECT nonsense(); SELECT 'after' AS it")
+    assert result.exit_code == 1
+    assert f"Page: {page}" in result.stderr
+    assert "before" in page.read_text()
+    assert "after" not in page.read_text()
+    assert "Page: " not in sql("--html", str(tmp_path / "none.html"), "-c", "SELECT nonsense()").stderr
+
+
 def test_json_and_csv_exclude_each_other() -> None:
     """Both at once are wrong usage."""
     assert sql("--json", "--csv", "-c", "SELECT 1").exit_code == 2
@@ -144,9 +155,11 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     """A file name may hold what would retitle or clear the screen; the box spells it out."""
-    result = sql("-c", "SELECT chr(27) || ']0;owned' || chr(7) AS name, chr(155) AS \"a\x1b[2J\"")
-    assert "\x1b" not in result.stdout
-    assert "\x9b" not in result.stdout
+    hostile = "SELECT chr(27) || ']0;owned' || chr(7) AS name, chr(155) AS \"a\x1b[2J\""
+    result = sql("-c", hostile, "-c", "SELECT error(chr(27) || 'boom')")
+    assert "\x1b" not in result.output
+    assert "\x9b" not in result.output
+    assert r"\x1bboom" in result.stderr
     assert r"\x1b]0;owned\x07" in result.stdout
 
 

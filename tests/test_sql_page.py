@@ -61,7 +61,9 @@ def con() -> duckdb.DuckDBPyConnection:
 
 def write(con: duckdb.DuckDBPyConnection, script: str, file: Path, *, latest: bool = False) -> Seen:
     """Run a script that must succeed and read its page."""
-    assert Runner(con, [PageWriter(file, con, ImagePolicy(), latest=latest)]).run(script)
+    page = PageWriter(file, con, ImagePolicy(), latest=latest)
+    assert Runner(con, [page]).run(script)
+    assert latest or page.write()
     return Seen(file.read_text("utf-8"))
 
 
@@ -145,8 +147,10 @@ def test_a_page_has_all_answers_or_the_latest(con: duckdb.DuckDBPyConnection, tm
 def test_an_error_keeps_the_page_of_what_went_well(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     """A statement that fails half-way leaves no half section."""
     page = tmp_path / "page.html"
-    runner = Runner(con, [PageWriter(page, con, ImagePolicy())])
-    assert not runner.run("SELECT 'good'; SELECT error('boom')")
+    writer = PageWriter(page, con, ImagePolicy())
+    assert not writer.write()
+    assert not Runner(con, [writer]).run("SELECT 'good'; SELECT error('boom')")
+    assert writer.write()
     shown = Seen(page.read_text("utf-8"))
     assert shown.count("section") == 1
     assert "good" in shown.texts

@@ -39,7 +39,7 @@ figure img { display: block; width: auto; height: auto; max-width: 200px; max-he
 
 
 class PageWriter:
-    """Writes answers to an HTML file: one page of all, or of the last where `latest`.
+    """Writes answers to an HTML file: those up to `write`, or where `latest` each in place of the last.
 
     A BLOB, a path (a text that ends like an image's name) or a STRUCT with bytes or a path is a
     thumbnail. Files are read through DuckDB, as its settings allow. A page ends at 1,000 rows an
@@ -55,7 +55,6 @@ class PageWriter:
         latest: bool = False,
     ) -> None:
         self.file = file
-        self.written = False
         self._images = _Images(connection, policy)
         self._latest = latest
         self._sections: list[str] = []
@@ -84,8 +83,14 @@ class PageWriter:
     def end(self, seconds: float) -> None:
         note = f"the first {self._rows:,} rows" if self._full else f"{self._rows:,} rows"
         self._sections.append("\n".join([*self._parts, "</table>", f"<p>{note}</p>\n</section>"]))
-        write_page(self.file, "clip-embed sql", "\n".join(self._sections), style=_STYLE)
-        self.written = True
+        if self._latest:
+            self.write()
+
+    def write(self) -> bool:
+        """Write the answers so far; False where there are none."""
+        if self._sections:
+            write_page(self.file, "clip-embed sql", "\n".join(self._sections), style=_STYLE)
+        return bool(self._sections)
 
     def _cell(self, value: Any, column: Column) -> str:  # noqa: ANN401 - whatever DuckDB gives
         if value is None:

@@ -14,6 +14,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._cli.answers import BoxWriter, CsvWriter, JsonWriter, Writer
 from clip_embed._cli.page import PageWriter
 from clip_embed._cli.sql import Runner, connect
+from clip_embed._cli.table import printable
 from clip_embed._models.space import cache_dir
 from clip_embed_duckdb import check_database, register
 
@@ -36,7 +37,7 @@ class Session:
         self._embedder = ClipEmbedder(model, cache=cache_dir() / "vectors.cache")
         register(self._connection, self._embedder)
         for mismatch in check_database(self._connection, self._embedder):
-            click.echo(f"Warning: {mismatch}", err=True)
+            click.echo(printable(f"Warning: {mismatch}"), err=True)
         self._form: Form = form
         self._page = page
 
@@ -55,10 +56,11 @@ class Session:
             return True
         answers, page = _FORMS[self._form](), self._make_page(self._page) if self._page else None
         runner = Runner(self._connection, [answers, page] if page else [answers])
-        done = all(runner.run(script) for script in queries or [_read_script()])
-        if page and page.written:
-            click.echo(f"Page: {page.file.resolve()}", err=True)
-        return done
+        try:
+            return all(runner.run(script) for script in queries or [_read_script()])
+        finally:
+            if page and page.write():
+                click.echo(f"Page: {page.file.resolve()}", err=True)
 
     def _run_shell(self) -> None:
         from clip_embed._cli.shell import Shell

@@ -22,6 +22,7 @@ from prompt_toolkit.lexers import PygmentsLexer
 from clip_embed._cli.answers import Writer
 from clip_embed._cli.signals import plain_interrupts
 from clip_embed._cli.sql import Runner, split_statements
+from clip_embed._cli.table import printable
 from clip_embed._models.space import cache_dir
 from clip_embed.errors import ClipEmbedError
 
@@ -107,7 +108,7 @@ class Shell:
             self._run(_TABLES)
         elif command == ".schema":
             for (sql,) in self._runner.connection.execute(_SCHEMA, [argument]).fetchall():
-                click.echo(sql)
+                click.echo(printable(sql))
         elif command == ".html":
             file = Path(argument).expanduser().resolve()
             self._runner.writers = [*self._writers, self._make_page(file)] if argument else self._writers

@@ -13,6 +13,7 @@ import click
 import duckdb
 
 from clip_embed._cli.answers import Column, Row, Writer
+from clip_embed._cli.table import printable
 from clip_embed_duckdb import interrupt
 
 _FETCHED = 32  # rows at a time: they may hold images
@@ -99,7 +100,7 @@ class Runner:
                 if not self._stopped:
                     sys.stdout.flush()
                     where = f" in statement {statement.number}, line {statement.line}"
-                    click.echo(f"Error{where if len(statements) > 1 else ''}: {error}", err=True)
+                    click.echo(printable(f"Error{where if len(statements) > 1 else ''}: {error}"), err=True)
                 return False
         return True
 

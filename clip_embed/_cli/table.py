@@ -71,11 +71,17 @@ def format_cell(value: object, widest: int = 80) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text in one line, its control characters spelled out: none of them reaches a terminal."""
-    line = " ".join(text.split())
-    if line.isprintable():
-        return line
-    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter for letter in line)
+    """Return a text in one line and `printable`."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters spelled out, but newlines: no others reach a terminal."""
+    return text if text.isprintable() else "".join(map(_spell_out, text))
+
+
+def _spell_out(letter: str) -> str:
+    return repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter != "\n" else letter
 
 
 def shorten(line: str, widest: int) -> str:

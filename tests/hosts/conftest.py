@@ -24,7 +24,7 @@ def recipe() -> Recipe:
     def find(heading: str) -> str:
         match = re.search(rf"^### {heading}\n[^#]*?```\w+\n(.*?)```", page, re.MULTILINE | re.DOTALL)
         assert match, heading
-        assert match[1].count("\n") <= 15
+        assert sum(map(bool, match[1].splitlines())) <= 15
         return match[1]
 
     return find

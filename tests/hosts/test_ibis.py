@@ -20,5 +20,5 @@ def test_the_recipe(recipe: Callable[[str], str]) -> None:
     """The functions are expressions once they are declared; failed images have no score."""
     found: dict[str, Any] = {}
     exec(recipe("ibis"), found)  # noqa: S102 - the point of the test
-    assert found["best"]["file"].tolist()[0] == "photos/car_red_saloon.jpg"
+    assert found["best"]["file"].to_pylist()[0] == "photos/car_red_saloon.jpg"
     assert len(found["best"]) == 3
