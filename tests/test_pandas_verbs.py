@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 import clip_embed_pandas as cp
-from clip_embed import ClipEmbedder, ImageBatchError, MissingExtra, SpaceMismatch
+from clip_embed import ClipEmbedder, ImageBatchError, ImagePolicy, MissingExtra, SpaceMismatch
 from clip_embed._frames import session
 from clip_embed._frames.ranking import best, group_alike
 from clip_embed.arrow import stamp_vectors, vector_array
@@ -191,6 +193,8 @@ def test_vectors_are_not_copied(frame: Any) -> None:  # noqa: ANN401
     opened = open_vectors(column.array.__arrow_array__(), session.the_embedder(None), "it")
     assert opened.parts[0].rows.ctypes.data == address
     assert cp.to_numpy(column.iloc[2:]).ctypes.data == address + 2 * 16 * 4
+    polars = pytest.importorskip("polars")
+    assert polars.Series(array).to_arrow().values.buffers()[1].address == address
 
 
 def test_duckdb_reads_the_frame(frame: Any) -> None:  # noqa: ANN401
@@ -289,6 +293,22 @@ def test_umap_is_an_extra(frame: Any, tmp_path: Path, monkeypatch: pytest.Monkey
             frame.clip.project(method="umap")
     else:
         assert frame.clip.project(method="umap")["x"].notna().all()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_missing_library_names_its_extra(library: str) -> None:
+    """Without pandas or polars the import says which extra brings it."""
+    code = f"import sys; sys.modules[{library!r}] = None; import clip_embed_{library}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert f"pip install 'clip-embed[{library}]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_gallery_reads_what_its_embedder_may(frame: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """Pictures are held to the policy of the embedder that was given, not to that of another."""
+    narrow = ImagePolicy(roots=[tmp_path / "elsewhere"])
+    found = frame.clip.embed().clip.search("red", embedder=ClipEmbedder(FakeModel(), policy=narrow))
+    assert "data:image" not in found._repr_html_()
+    assert "outside the policy" in found._repr_html_()
 
 
 def test_use_and_the_default(frame: Any, monkeypatch: pytest.MonkeyPatch, clip: ClipEmbedder) -> None:  # noqa: ANN401
