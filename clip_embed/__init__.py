@@ -7,6 +7,7 @@ from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
 from clip_embed._evaluate import Retrieval, evaluate_retrieval
+from clip_embed._explain import LabelReport, explain_labels
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
@@ -35,6 +36,7 @@ __all__ = [
     "ImagePolicy",
     "ImageSpec",
     "ImageStream",
+    "LabelReport",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -47,4 +49,5 @@ __all__ = [
     "Stamp",
     "adopt",
     "evaluate_retrieval",
+    "explain_labels",
 ]

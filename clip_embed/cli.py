@@ -23,6 +23,7 @@ from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
+from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
     from clip_embed._cli.folder_index import FolderIndex
@@ -133,25 +134,37 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("labels", nargs=-1, required=True, metavar="LABEL LABEL...")
+@click.option("--other", metavar="LABEL", help="One more label, for photos that fit none of the others.")
+@click.option(
+    "--templates",
+    type=click.Choice(sorted(TEMPLATES)),
+    default="few",
+    show_default=True,
+    help="The sentences that labels are put into: 7 or 80.",
+)
 @_model_option
 @_json_option
-def classify(folder: Path, labels: tuple[str, ...], model: str | None, as_json: bool) -> None:
+def classify(
+    folder: Path, labels: tuple[str, ...], other: str | None, templates: str, model: str | None, as_json: bool
+) -> None:
     """Say for each photo below FOLDER which LABEL fits it best, without training.
 
     The probabilities share a photo among the labels given: one that shows none of them gets one all
-    the same. Vectors are kept as by search; photos that cannot be read are listed, and the exit code is 1.
+    the same, unless --other names a label for it. Vectors are kept as by search; photos that cannot be
+    read are listed, and the exit code is 1.
     """
-    if len(set(labels)) < max(2, len(labels)):
+    wanted = [*labels, other] if other else list(labels)
+    if len(set(wanted)) < max(2, len(wanted)):
         raise click.UsageError("give at least two labels, none of them twice")
     name = model or default_model()
     embedder = ClipEmbedder(name)
     index = _embed_folder(folder, name, embedder)
-    found = embedder.classify(index.vectors, labels)
+    found = embedder.classify(index.vectors, labels, templates=templates, other=other)
     best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
     if as_json:
         facts = zip(index.paths, found.best, found.probabilities.tolist(), strict=True)
         rows = [
-            {"path": path, "label": label, "probabilities": dict(zip(labels, shares, strict=True))}
+            {"path": path, "label": label, "probabilities": dict(zip(found.labels, shares, strict=True))}
             for path, label, shares in facts
         ]
         click.echo(json.dumps(rows, indent=1))

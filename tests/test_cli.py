@@ -323,6 +323,10 @@ def test_classify_names_a_label_for_each_photo(few_photos: Path, tmp_path: Path)
     facts = json.loads(run("classify", str(folder), "car", "panda", "--model", "offline", "--json").stdout)
     assert [row["label"] for row in facts] == ["car", "panda"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in facts)
+    wrong = run(
+        "classify", str(folder), "piano", "volcano", "--other", "rest", "--model", "offline", "--json"
+    )
+    assert "rest" in json.loads(wrong.stdout)[0]["probabilities"]
 
 
 @pytest.mark.parametrize("labels", [["car"], ["car", "car"]])

@@ -75,6 +75,9 @@ def test_search_gives_the_best_rows_first(frame: Any) -> None:  # noqa: ANN401
     assert stored["score"].tolist() == pytest.approx(direct["score"].tolist(), abs=1e-6)
     assert stored.index.tolist() == direct.index.tolist()
     assert "score" not in frame.columns
+    frame.attrs["source"] = "a camera"
+    for result in (frame.clip.search("blue"), frame.clip.embed(), frame.clip.project()):
+        assert result.attrs == {"source": "a camera"}
     assert len(frame.clip.search("blue", k=99)) == 5
     assert cp.search(frame["img"], "blue", 1).columns.tolist() == ["img", "score"]
     assert frame.clip.search("blue", into="blueness").columns[-1] == "blueness"
@@ -134,6 +137,12 @@ def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> 
     assert found["label"].cat.categories.tolist() == labels
     expected = clip.classify(frame["img"].tolist(), labels).probabilities.max(axis=1)
     np.testing.assert_allclose(found["probability"][:-1], expected, atol=1e-5)
+    words = {"red": ["red", "crimson"], "blue": "navy"}
+    assert frame.clip.classify(words, other="neither")["label"].cat.categories.tolist() == [
+        "red",
+        "blue",
+        "neither",
+    ]
     with pytest.raises(ValueError, match="two labels"):
         frame.clip.classify(["red"])
 

@@ -60,6 +60,7 @@ def as_gallery(
 ) -> Gallery:
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
     result = Gallery(frame)
+    result.attrs.update(frame.attrs)
     look = Look(first_images(frame) if image is None else image, score, tuple(texts), policy)
     result._look = look  # pyright: ignore[reportPrivateUsage]
     return result

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_embed import ClipEmbedder, SpaceMismatch
-from clip_embed._classify import DEFAULT_TEMPLATES
+from clip_embed._classify import Labels
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import best, group_alike
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, open_vectors
 from clip_embed._images.source import ImageInput
+from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32, ImagePolicy
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed_pandas._columns import images_of, pick, vector_column
@@ -131,20 +132,22 @@ def similar(
 
 def classify(
     data: Data,
-    labels: Sequence[str],
+    labels: Labels,
     *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    other: str | None = None,
     column: Hashable | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Gallery:
     """Return the frame with the likeliest of the labels (`label`, categorical) and its `probability`.
 
-    Labels, templates and probabilities as in `ClipEmbedder.classify`: the labels given share each image
-    among them, whatever it shows. NA where there is no vector. `column` as in `score`.
+    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
+    image among them, whatever it shows, unless `other` names one for what is none of them.
+    NA where there is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
-    found = clip.classify(vectors.units(), labels, templates=templates)
+    found = clip.classify(vectors.units(), labels, templates=templates, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = _frame(data)
     result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))

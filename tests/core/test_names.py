@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "ImagePolicy",
         "ImageSpec",
         "ImageStream",
+        "LabelReport",
         "MissingExtra",
         "Model",
         "ModelError",
@@ -42,6 +43,7 @@ def test_public_names() -> None:
         "Stamp",
         "adopt",
         "evaluate_retrieval",
+        "explain_labels",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)
