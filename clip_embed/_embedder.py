@@ -140,6 +140,11 @@ class ClipEmbedder:
         return str(self._recipe())
 
     @property
+    def logit_scale(self) -> float:
+        """What cosine similarities are multiplied by before a softmax; learned, so the weights load."""
+        return self._towers.logit_scale
+
+    @property
     def policy(self) -> ImagePolicy:
         """What may be read as an image."""
         return self._policy
@@ -262,7 +267,7 @@ class ClipEmbedder:
         words = read_labels(labels, other, multi=multi)
         chosen = [*words.values(), NOTHING] if multi else list(words.values())
         vectors = self._labels.get(self.embed_texts, chosen, templates)
-        logits = self.scores(images, vectors) * self._towers.logit_scale
+        logits = self.scores(images, vectors) * self.logit_scale
         shares = sigmoid(logits[:, :-1] - logits[:, -1:]) if multi else softmax(logits)
         return Classification(tuple(words), shares)
 

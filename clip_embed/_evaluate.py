@@ -98,7 +98,7 @@ def evaluate_retrieval(
     image, or no image is left.
     """
     texts, owners = _captions(embedder, captions)
-    pictures, kept, failures = _images(embedder, images)
+    pictures, kept, failures = images_with_vectors(embedder, images)
     given = len(pictures) + len(failures)
     described = set(owners.tolist())
     if given != len(described) or described != set(range(given)):
@@ -142,7 +142,7 @@ def _rank(
     )
 
 
-def _images(
+def images_with_vectors(
     embedder: ClipEmbedder, images: object
 ) -> tuple[Float32, npt.NDArray[np.int64], tuple[ImageFailure, ...]]:
     """Return the vectors of the images that have one, their places, and the failures."""
