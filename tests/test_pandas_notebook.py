@@ -212,14 +212,23 @@ def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bar on stderr where that is a terminal, nothing where it is not."""
+    """A bar on stderr where that is a terminal and it takes a while, else nothing."""
+    monkeypatch.setattr(bars, "_PATIENCE", 0)
+    monkeypatch.setattr(bars, "_PAUSE", 0)
     with bars.progress(4, "Embedding") as done:
         done(4)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with bars.progress(4, "Embedding") as done:
+        done(1)
+        done(3)
+    shown = capsys.readouterr().err
+    assert " 25%" in shown
+    assert "100%" in shown
+    monkeypatch.setattr(bars, "_PATIENCE", 60)
+    with bars.progress(4, "quick") as done:
         done(4)
-    assert "Embedding" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
 
 
 def _texts(notebook: Any) -> list[str]:  # noqa: ANN401

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 import clip_embed_pandas as cp
-from clip_embed import ClipEmbedder, ImageBatchError, MissingExtra, SpaceMismatch
+from clip_embed import ClipEmbedder, ImageBatchError, ImagePolicy, MissingExtra, SpaceMismatch
 from clip_embed._frames import session
 from clip_embed._frames.ranking import best, group_alike
 from clip_embed.arrow import stamp_vectors, vector_array
@@ -73,6 +75,9 @@ def test_search_gives_the_best_rows_first(frame: Any) -> None:  # noqa: ANN401
     assert stored["score"].tolist() == pytest.approx(direct["score"].tolist(), abs=1e-6)
     assert stored.index.tolist() == direct.index.tolist()
     assert "score" not in frame.columns
+    frame.attrs["source"] = "a camera"
+    for result in (frame.clip.search("blue"), frame.clip.embed(), frame.clip.project()):
+        assert result.attrs == {"source": "a camera"}
     assert len(frame.clip.search("blue", k=99)) == 5
     assert cp.search(frame["img"], "blue", 1).columns.tolist() == ["img", "score"]
     assert frame.clip.search("blue", into="blueness").columns[-1] == "blueness"
@@ -132,6 +137,12 @@ def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> 
     assert found["label"].cat.categories.tolist() == labels
     expected = clip.classify(frame["img"].tolist(), labels).probabilities.max(axis=1)
     np.testing.assert_allclose(found["probability"][:-1], expected, atol=1e-5)
+    words = {"red": ["red", "crimson"], "blue": "navy"}
+    assert frame.clip.classify(words, other="neither")["label"].cat.categories.tolist() == [
+        "red",
+        "blue",
+        "neither",
+    ]
     with pytest.raises(ValueError, match="two labels"):
         frame.clip.classify(["red"])
 
@@ -191,6 +202,8 @@ def test_vectors_are_not_copied(frame: Any) -> None:  # noqa: ANN401
     opened = open_vectors(column.array.__arrow_array__(), session.the_embedder(None), "it")
     assert opened.parts[0].rows.ctypes.data == address
     assert cp.to_numpy(column.iloc[2:]).ctypes.data == address + 2 * 16 * 4
+    polars = pytest.importorskip("polars")
+    assert polars.Series(array).to_arrow().values.buffers()[1].address == address
 
 
 def test_duckdb_reads_the_frame(frame: Any) -> None:  # noqa: ANN401
@@ -276,6 +289,7 @@ def test_project_and_plot(frame: Any) -> None:  # noqa: ANN401
         data.clip.project(method="tsne")
 
 
+@pytest.mark.filterwarnings("ignore")  # those of umap's own import
 def test_umap_is_an_extra(frame: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
     """Where it is not installed, the error names the extra; where it is, it is used."""
     try:
@@ -288,7 +302,24 @@ def test_umap_is_an_extra(frame: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(ModuleNotFoundError, match="no numba"):
             frame.clip.project(method="umap")
     else:
-        assert frame.clip.project(method="umap")["x"].notna().all()
+        for rows in range(6):
+            assert frame[["img"]].head(rows).clip.project(method="umap")["x"].notna().all()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_missing_library_names_its_extra(library: str) -> None:
+    """Without pandas or polars the import says which extra brings it."""
+    code = f"import sys; sys.modules[{library!r}] = None; import clip_embed_{library}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert f"pip install 'clip-embed[{library}]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_gallery_reads_what_its_embedder_may(frame: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """Pictures are held to the policy of the embedder that was given, not to that of another."""
+    narrow = ImagePolicy(roots=[tmp_path / "elsewhere"])
+    found = frame.clip.embed().clip.search("red", embedder=ClipEmbedder(FakeModel(), policy=narrow))
+    assert "data:image" not in found._repr_html_()
+    assert "outside the policy" in found._repr_html_()
 
 
 def test_use_and_the_default(frame: Any, monkeypatch: pytest.MonkeyPatch, clip: ClipEmbedder) -> None:  # noqa: ANN401

@@ -103,6 +103,9 @@ def test_answers(frame: pl.DataFrame) -> None:
     assert cp.similar(done, done["embedding"][2], 1)["score"].to_list() == pytest.approx([1])
     assert cp.classify(done, ["red", "blue"])["label"].to_list()[::2] == ["red", "blue", None]
     assert cp.classify(done, ["red", "blue"])["probability"].null_count() == 1
+    assert cp.classify(done, {"red": "crimson", "blue": "navy"}, other="no")["label"].dtype == pl.Enum(
+        ["red", "blue", "no"]
+    )
     twice = pl.concat([done, done])
     assert cp.duplicates(twice, 0.999)["group"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
     scores = cp.score(done, "red")

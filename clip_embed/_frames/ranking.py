@@ -109,6 +109,8 @@ def _umap(units: Float32) -> Float32:
         if error.name != "umap":
             raise
         raise MissingExtra("umap-learn", "umap", "method='umap'") from error
-    few = max(2, min(15, len(units) - 1))
+    if len(units) < 5:  # too few for neighbours
+        return _pca(units)
+    few = min(15, len(units) - 1)
     model = umap.UMAP(n_neighbors=few, metric="cosine", random_state=0, n_jobs=1)
     return np.asarray(model.fit_transform(units), np.float32)

@@ -98,12 +98,17 @@ def open_vectors(column: Column, embedder: ClipEmbedder, where: str) -> VectorCo
     if not fixed or any(chunk.values.null_count and chunk.flatten().null_count for chunk in chunks):
         rows, valid = read_vectors(column, embedder, where)
         return VectorColumn([Part(rows, valid)], rows.shape[1])
-    for part in [column, *chunks]:  # concat joins columns of two models without a word
-        check_stamp(stamp_of(part.type, where), kind.list_size, embedder, where)
+    for each in _kinds([column, *chunks]):  # concat joins columns of two models without a word
+        check_stamp(stamp_of(each, where), kind.list_size, embedder, where)
     parts = _remembered(
         column, lambda: [Part(flat_rows(chunk), np.asarray(chunk.is_valid(), np.bool_)) for chunk in chunks]
     )
     return VectorColumn(parts, kind.list_size)
+
+
+def _kinds(columns: Sequence[Any]) -> list[Any]:
+    """Return the types of columns, those with another stamp each."""
+    return list({str(column.type.field(0).metadata): column.type for column in columns}.values())
 
 
 def flat_rows(array: Any) -> Float32:  # noqa: ANN401 - a pa.FixedSizeListArray of float32

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import pandas as pd
 
+from clip_embed import ImagePolicy
 from clip_embed._cli.gallery import Tile
 from clip_embed._frames.pictures import SHOWN, gallery_markup, make_tile
 from clip_embed._frames.session import the_embedder
@@ -21,6 +22,8 @@ class Look:
     image: Hashable | None
     score: Hashable | None = None
     texts: tuple[Hashable, ...] = ()
+    policy: ImagePolicy | None = None
+    """What may be read for a picture; None: that of the embedder in use."""
 
 
 class Gallery(pd.DataFrame):
@@ -43,7 +46,7 @@ class Gallery(pd.DataFrame):
             return cast("str | None", cast("Any", super())._repr_html_())
         shown = pd.DataFrame(self.iloc[:SHOWN])
         tiles = [_tile(shown, row, look) for row in range(len(shown))]
-        policy = the_embedder(None).policy
+        policy = look.policy or the_embedder(None).policy
         return gallery_markup(tiles, len(self), policy, f"gallery(result.iloc[{SHOWN}:])")
 
 
@@ -53,10 +56,12 @@ def as_gallery(
     image: Hashable | None = None,
     score: Hashable | None = None,
     texts: Sequence[Hashable] = (),
+    policy: ImagePolicy | None = None,
 ) -> Gallery:
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
     result = Gallery(frame)
-    look = Look(first_images(frame) if image is None else image, score, tuple(texts))
+    result.attrs.update(frame.attrs)
+    look = Look(first_images(frame) if image is None else image, score, tuple(texts), policy)
     result._look = look  # pyright: ignore[reportPrivateUsage]
     return result
 

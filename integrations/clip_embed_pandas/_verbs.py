@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_embed import ClipEmbedder, SpaceMismatch
+from clip_embed._classify import Labels
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import best, group_alike
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, open_vectors
 from clip_embed._images.source import ImageInput
 from clip_embed._templates import DEFAULT_TEMPLATES
-from clip_embed._types import Float32
+from clip_embed._types import Float32, ImagePolicy
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed_pandas._columns import images_of, pick, vector_column
 from clip_embed_pandas._gallery import Gallery, as_gallery
@@ -105,8 +106,8 @@ def search(
 
     `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
     """
-    scores = score(data, text, column=column, embedder=embedder).to_numpy()
-    return _ranked(data, scores, k, into)
+    clip = the_embedder(embedder)
+    return _ranked(data, compared(data, column, clip).cosines(text_vector(clip, text)), k, into, clip.policy)
 
 
 def similar(
@@ -126,30 +127,32 @@ def similar(
     """
     clip = the_embedder(embedder)
     query = image_vector(clip, image)
-    return _ranked(data, compared(data, column, clip).cosines(query)[:, 0], k, into)
+    return _ranked(data, compared(data, column, clip).cosines(query), k, into, clip.policy)
 
 
 def classify(
     data: Data,
-    labels: Sequence[str],
+    labels: Labels,
     *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    other: str | None = None,
     column: Hashable | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Gallery:
     """Return the frame with the likeliest of the labels (`label`, categorical) and its `probability`.
 
-    Labels, templates and probabilities as in `ClipEmbedder.classify`: the labels given share each image
-    among them, whatever it shows. NA where there is no vector. `column` as in `score`.
+    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
+    image among them, whatever it shows, unless `other` names one for what is none of them.
+    NA where there is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
-    found = clip.classify(vectors.units(), labels, templates=templates)
+    found = clip.classify(vectors.units(), labels, templates=templates, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = _frame(data)
     result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
     result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
-    return as_gallery(result, score="probability", texts=("label",))
+    return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
 
 
 def duplicates(
@@ -170,7 +173,7 @@ def duplicates(
     rows, groups, cosines = group_alike(vectors.units(), vectors.valid, threshold)
     result = _frame(data).iloc[rows]
     result["group"], result["score"] = groups, cosines
-    return as_gallery(result, score="score", texts=("group",))
+    return as_gallery(result, score="score", texts=("group",), policy=clip.policy)
 
 
 def failures(
@@ -251,11 +254,11 @@ def _embed_series(
     return pd.arrays.ArrowExtensionArray(pa.chunked_array([vectors])), reasons
 
 
-def _ranked(data: Data, scores: Float32, k: int, into: str) -> Gallery:
-    places = best(scores, k)
+def _ranked(data: Data, scores: Float32, k: int, into: str, policy: ImagePolicy) -> Gallery:
+    places = best(scores[:, 0], k)
     result = _frame(data).iloc[places]
-    result[into] = scores[places]
-    return as_gallery(result, score=into)
+    result[into] = scores[places, 0]
+    return as_gallery(result, score=into, policy=policy)
 
 
 def _frame(data: Data) -> pd.DataFrame:

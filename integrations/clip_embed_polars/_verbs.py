@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from clip_embed import ClipEmbedder
+from clip_embed._classify import Labels, read_labels
 from clip_embed._frames.columns import image_items
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import Method, best, group_alike, project_rows
@@ -104,23 +105,25 @@ def similar(
 
 def classify(
     frame: Frame,
-    labels: Sequence[str],
+    labels: Labels,
     *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    other: str | None = None,
     column: str | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Frame:
     """Return the frame with the likeliest of the labels (`label`, an Enum) and its `probability`.
 
-    Labels, templates and probabilities as in `ClipEmbedder.classify`: the labels given share each image
-    among them, whatever it shows. Null where there is no vector. `column` as in `score`.
+    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
+    image among them, whatever it shows, unless `other` names one for what is none of them.
+    Null where there is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
-    kind = pl.Enum(labels) if len(set(labels)) == len(labels) else pl.String()
+    kind = pl.Enum(list(read_labels(labels, other, multi=False)))
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         vectors = _compared(batch, column, clip)
-        found = clip.classify(vectors.units(), labels, templates=templates)
+        found = clip.classify(vectors.units(), labels, templates=templates, other=other)
         shares = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
         names = [name if known else None for name, known in zip(found.best, vectors.valid, strict=True)]
         return batch.with_columns(
