@@ -11,9 +11,10 @@ except ModuleNotFoundError as error:
     raise MissingExtra(error.name.replace("_", "-"), "qdrant", "clip_embed_qdrant") from error
 
 from clip_embed_qdrant._errors import IngestStopped, StoreError, StoreLocked
+from clip_embed_qdrant._place import Status
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
 from clip_embed_qdrant._search import Hit, Hits
-from clip_embed_qdrant._store import ImageStore, Status
+from clip_embed_qdrant._store import ImageStore
 from clip_embed_qdrant._verify import Verification
 
 __all__ = [

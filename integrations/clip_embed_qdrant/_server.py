@@ -6,9 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar, cast
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -110,11 +111,7 @@ class ServerSink:
         """Make payload fields quick to filter by."""
         for name, kind in fields.items():
             schema = models.PayloadSchemaType(kind)
-            self._ask(
-                lambda name=name, schema=schema: self._client.create_payload_index(
-                    self._collection, name, schema
-                )
-            )
+            self._ask(partial(self._client.create_payload_index, self._collection, name, schema))
 
     def etags(self, ids: Sequence[str]) -> dict[str, str | None]:
         """Return the etag of each of the ids that is stored."""
@@ -180,15 +177,15 @@ class ServerSink:
         """Yield all points in pages."""
         offset: Any = None
         while True:
-            records, offset = self._ask(
-                lambda offset=offset: self._client.scroll(
-                    self._collection,
-                    limit=_PAGE,
-                    offset=offset,
-                    with_payload=True if with_vectors else [KEY, ETAG],
-                    with_vectors=with_vectors,
-                )
+            page = partial(
+                self._client.scroll,
+                self._collection,
+                limit=_PAGE,
+                offset=offset,
+                with_payload=True if with_vectors else [KEY, ETAG],
+                with_vectors=with_vectors,
             )
+            records, offset = self._ask(page)
             yield [self._found(record) for record in records]
             if offset is None:
                 return
