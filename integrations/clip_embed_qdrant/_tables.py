@@ -169,7 +169,7 @@ def _items(source: Iterable[object], columns: Columns) -> Iterator[Entry]:
         size = len(item) if isinstance(given, tuple) else 0
         if size not in (2, 3):
             raise TypeError(
-                f"item {number} is {describe(given)}: give (key, image), (key, image, payload) or mappings"
+                f"item {number} is {describe(item)}: give (key, image), (key, image, payload) or mappings"
             )
         yield _row_entry(item[0], item[1], item[2] if size == 3 else {}, None, number)
 

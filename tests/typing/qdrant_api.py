@@ -38,5 +38,5 @@ with ImageStore("photos.clip") as store:
     assert_type(store.prune("photos/"), int)
     assert_type(store.copy_to("http://localhost:6333", "photos"), IngestReport)
     store.optimize()
-    store.search("red car")  # type: ignore[misc] # pyright: ignore[reportCallIssue]
+    store.search("red car")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     store.ingest("photos/", etag="md5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
