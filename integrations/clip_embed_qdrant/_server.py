@@ -16,6 +16,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable, Unstamped
 from clip_embed_qdrant._filters import Condition, client_filter
+from clip_embed_qdrant._points import as_batch, upsert_by_grpc
 from clip_embed_qdrant._sink import ETAG, KEY, Condensed, Found, IndexKind, Meta, Points, Query, as_vector
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class ServerSink:
         self.where = f"{where}/{collection}"
         local = _is_local(client)
         self.streams = 1 if local else 3
+        self._by_grpc = not local and bool(client.init_options.get("prefer_grpc"))
         # The engine inside the client is made for one thread.
         self._turn: AbstractContextManager[object] = threading.RLock() if local else nullcontext()
 
@@ -124,14 +126,11 @@ class ServerSink:
 
     def write(self, points: Points) -> None:
         """Insert or replace points; returns when the server has done so."""
-        rows = points.vectors.tolist()
-        # What is checked here is checked already; validating each number again would take most of the time.
-        batch = models.Batch.model_construct(
-            ids=list(points.ids),
-            vectors={self.vector: rows} if self.vector else rows,
-            payloads=list(points.payloads),
-        )
-        self._done(lambda: self._client.upsert(self._collection, batch, wait=True))
+        if self._by_grpc:
+            self._done(partial(upsert_by_grpc, self._client, self._collection, points, self.vector))
+        else:
+            batch = as_batch(points, self.vector)
+            self._done(partial(self._client.upsert, self._collection, batch, wait=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
