@@ -149,20 +149,32 @@ def instant(images: int) -> None:
         paths = sorted(folder.rglob("*.jpg"))
         clip.stamp()
         _embed(clip, paths[:500])
-        rows: list[tuple[float, float, float]] = []
+        walls: list[list[float]] = []
+        cpus: list[list[float]] = []
+        points = list(_batches(images))
         for _ in range(ROUNDS):
-            decode = _seconds(lambda: _embed(clip, paths))
-            points = list(_batches(images))
-            with tempfile.TemporaryDirectory() as place:
+            with (
+                tempfile.TemporaryDirectory() as place,
+                ImageStore(f"{place}/t.clip", embedder=clip) as store,
+            ):
+                store.ingest([])
                 sink = _edge(Path(place) / "s.clip")
-                upload = _seconds(partial(_upload, sink, points))
+                marks = [time.process_time()]
+                walls.append([])
+                for work in (
+                    partial(_embed, clip, paths),
+                    partial(_upload, sink, points),
+                    partial(store.ingest, folder),
+                ):
+                    walls[-1].append(_seconds(work))
+                    marks.append(time.process_time())
                 sink.close()
-            rows.append((decode, upload, _seconds(lambda: _ingest(clip, folder))))
-    for name, place in (("decode alone", 0), ("upload alone", 1), ("ingest", 2)):
-        took = statistics.median(row[place] for row in rows)
-        click.echo(f"{name:14} {images / took:9.0f} images/s  {took / images * 1e6:7.0f} µs each")
-    ratios = [(row[0] + row[1]) / row[2] for row in rows]
-    click.echo(f"(decode + upload) / ingest  {statistics.median(ratios):.3f}")
+                cpus.append(np.diff(marks).tolist())
+    for place, name in enumerate(("decode alone", "upload alone", "ingest")):
+        wall, cpu = (statistics.median(each[place] for each in rows) for rows in (walls, cpus))
+        click.echo(f"{name:14} {images / wall:9.0f} images/s  CPU {cpu / images * 1e6:7.0f} µs each")
+    ratios = (statistics.median((each[0] + each[1]) / each[2] for each in rows) for rows in (walls, cpus))
+    click.echo("(decode + upload) / ingest: wall {:.3f}, CPU {:.3f}".format(*ratios))
 
 
 def _edge(folder: Path) -> EdgeSink:
