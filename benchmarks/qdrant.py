@@ -39,7 +39,8 @@ from clip_embed.testing import FakeModel
 from clip_embed_qdrant import ImageStore, IngestReport
 from clip_embed_qdrant._edge import EdgeSink
 from clip_embed_qdrant._entries import point_id
-from clip_embed_qdrant._ingest import Ingest, Options
+from clip_embed_qdrant._ingest import Ingest
+from clip_embed_qdrant._options import Options
 from clip_embed_qdrant._place import Address, Place
 from clip_embed_qdrant._sink import Meta, Points, Sink
 from clip_embed_qdrant._tables import iterable
@@ -120,11 +121,22 @@ def throughput(model: str, images: int) -> None:
         clip.stamp()
         _embed(clip, paths[:64])
         runs = (partial(_embed, clip, paths), partial(_ingest, clip, folder))
-        pairs = [(_seconds(runs[0]), _seconds(runs[1])) for _ in range(ROUNDS)]
+        pairs: list[tuple[float, float]] = []
+        cpus: list[float] = []
+        for _ in range(ROUNDS):
+            marks = [time.process_time()]
+            took: list[float] = []
+            for each in runs:
+                took.append(_seconds(each))
+                marks.append(time.process_time())
+            pairs.append((took[0], took[1]))
+            cpus.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
     for name, place in (("embedder alone", 0), ("ingest into Edge", 1)):
         click.echo(f"{name:18} {images / statistics.median(pair[place] for pair in pairs):9.1f} images/s")
     ratios = [pair[0] / pair[1] for pair in pairs]
-    click.echo(f"ingest / embedder  {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    click.echo(f"embedder's time / ingest's: wall {statistics.median(ratios):.3f} ({spread}), ", nl=False)
+    click.echo(f"CPU {statistics.median(cpus):.3f}")
 
 
 @main.command()
@@ -137,20 +149,32 @@ def instant(images: int) -> None:
         paths = sorted(folder.rglob("*.jpg"))
         clip.stamp()
         _embed(clip, paths[:500])
-        rows: list[tuple[float, float, float]] = []
+        walls: list[list[float]] = []
+        cpus: list[list[float]] = []
+        points = list(_batches(images))
         for _ in range(ROUNDS):
-            decode = _seconds(lambda: _embed(clip, paths))
-            points = list(_batches(images))
-            with tempfile.TemporaryDirectory() as place:
+            with (
+                tempfile.TemporaryDirectory() as place,
+                ImageStore(f"{place}/t.clip", embedder=clip) as store,
+            ):
+                store.ingest([])
                 sink = _edge(Path(place) / "s.clip")
-                upload = _seconds(partial(_upload, sink, points))
+                marks = [time.process_time()]
+                walls.append([])
+                for work in (
+                    partial(_embed, clip, paths),
+                    partial(_upload, sink, points),
+                    partial(store.ingest, folder),
+                ):
+                    walls[-1].append(_seconds(work))
+                    marks.append(time.process_time())
                 sink.close()
-            rows.append((decode, upload, _seconds(lambda: _ingest(clip, folder))))
-    for name, place in (("decode alone", 0), ("upload alone", 1), ("ingest", 2)):
-        took = statistics.median(row[place] for row in rows)
-        click.echo(f"{name:14} {images / took:9.0f} images/s  {took / images * 1e6:7.0f} µs each")
-    ratios = [(row[0] + row[1]) / row[2] for row in rows]
-    click.echo(f"(decode + upload) / ingest  {statistics.median(ratios):.3f}")
+                cpus.append(np.diff(marks).tolist())
+    for place, name in enumerate(("decode alone", "upload alone", "ingest")):
+        wall, cpu = (statistics.median(each[place] for each in rows) for rows in (walls, cpus))
+        click.echo(f"{name:14} {images / wall:9.0f} images/s  CPU {cpu / images * 1e6:7.0f} µs each")
+    ratios = (statistics.median((each[0] + each[1]) / each[2] for each in rows) for rows in (walls, cpus))
+    click.echo("(decode + upload) / ingest: wall {:.3f}, CPU {:.3f}".format(*ratios))
 
 
 def _edge(folder: Path) -> EdgeSink:

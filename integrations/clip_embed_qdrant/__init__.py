@@ -6,14 +6,16 @@ try:
     import qdrant_client as _client  # noqa: F401  # pyright: ignore[reportUnusedImport]
     import qdrant_edge as _edge_library  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:
-    if error.name not in ("qdrant_client", "qdrant_edge"):
+    _package = {"qdrant_client": "qdrant-client", "qdrant_edge": "qdrant-edge-py"}.get(error.name or "")
+    if _package is None:
         raise
-    raise MissingExtra(error.name.replace("_", "-"), "qdrant", "clip_embed_qdrant") from error
+    raise MissingExtra(_package, "qdrant", "clip_embed_qdrant") from error
 
 from clip_embed_qdrant._errors import IngestStopped, StoreError, StoreLocked
+from clip_embed_qdrant._place import Status
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
 from clip_embed_qdrant._search import Hit, Hits
-from clip_embed_qdrant._store import ImageStore, Status
+from clip_embed_qdrant._store import ImageStore
 from clip_embed_qdrant._verify import Verification
 
 __all__ = [

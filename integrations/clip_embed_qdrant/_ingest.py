@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import cast
 
@@ -28,7 +29,6 @@ from clip_embed._types import Float32
 from clip_embed.errors import ImageError
 from clip_embed_qdrant._entries import (
     Entry,
-    EtagKind,
     Source,
     etag,
     fetch,
@@ -38,7 +38,8 @@ from clip_embed_qdrant._entries import (
     point_id,
 )
 from clip_embed_qdrant._errors import IngestStopped, StoreError
-from clip_embed_qdrant._facts import Fact, read_facts
+from clip_embed_qdrant._facts import read_facts
+from clip_embed_qdrant._options import Job, Options
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
 from clip_embed_qdrant._sink import ETAG, KEY, Payload, Points, Sink
 from clip_embed_qdrant._upload import Outcome, Patience, Uploader, split
@@ -51,34 +52,6 @@ _FETCHES = 16  # threads that read remote files and headers
 _BETWEEN_REPORTS = 0.2
 # A source that breaks in the middle: the disk, the network, a torn file.
 _BROKEN = (OSError, EOFError, pa.ArrowException, tarfile.TarError)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How an ingest goes about it; `ImageStore.ingest` says what each means."""
-
-    etag: EtagKind = "stat"
-    facts: tuple[Fact, ...] = ()
-    shard: tuple[int, int] = (0, 1)
-    prefix: str = ""
-    raise_errors: bool = False
-    patience: float = 600.0
-    only: frozenset[str] | None = None
-    """The keys to look at, and the folders, which end in a slash; None for all."""
-
-    def is_wanted(self, key: str) -> bool:
-        """Whether a key is one to look at."""
-        if self.only is None or key in self.only:
-            return True
-        return any(name.endswith("/") and key.startswith(name) for name in self.only)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What `retry` does again."""
-
-    source: Source
-    options: Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +162,7 @@ class Ingest:
             entries = [entry for entry in group if not self._is_problem(entry)]
             tags = self._etags(entries)
             ids = [point_id(entry.key) for entry in entries]
-            stored = self._patience.ask(lambda ids=ids: self._sink.etags(ids)) if ids else {}
+            stored = self._patience.ask(partial(self._sink.etags, ids)) if ids else {}
             skipped = 0
             for entry, tag, id_ in zip(entries, tags, ids, strict=True):
                 if isinstance(tag, ImageError):
@@ -286,7 +259,7 @@ class Ingest:
     def _fail(self, key: str, source: str, reason: str, *, retryable: bool) -> None:
         failure = IngestFailure(key, source, reason, retryable)
         self._failures.add(failure)
-        if self._options.raise_errors:
+        if self._options.on_error == "raise":
             raise StoreError(f'{failure} (on_error="raise")')
 
     def _count(self, *, seen: int = 0, skipped: int = 0, embedded: int = 0, written: int = 0) -> None:

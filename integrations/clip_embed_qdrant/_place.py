@@ -49,6 +49,27 @@ class Address:
         return self.client is None and not str(self.location).lower().startswith(("http://", "https://"))
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What there is to say about a store."""
+
+    where: str
+    model: str | None
+    """Hub name or folder of the model; None for a model of the user's own."""
+    space: str
+    recipe: str
+    """How the vectors of the first ingest were computed."""
+    dim: int
+    points: int
+    indexed: int
+    """Vectors in the HNSW index; the others are compared one by one."""
+    segments: int | None
+    bytes: int | None
+    """On disk; None where a server does not say."""
+    sources: Mapping[str, str]
+    """Where the images came from last, by prefix of their keys."""
+
+
 class Place:
     """A store that may not exist yet. Raises SpaceMismatch where it is of another space than the embedder."""
 
@@ -121,6 +142,23 @@ class Place:
         check_same_space(meta, self._meta, self.sink.where)
         if self._indexes:
             self.sink.index_fields(self._indexes)
+
+    def status(self) -> Status:
+        """Say what is in the store."""
+        meta, facts = self.existing(), self.sink.condense()
+        stamp = meta.stamp
+        return Status(
+            self.sink.where,
+            meta.model,
+            stamp.space,
+            stamp.recipe,
+            stamp.dim,
+            facts.points,
+            facts.indexed,
+            facts.segments,
+            facts.bytes,
+            meta.sources,
+        )
 
     def close(self) -> None:
         """Let go of the folder or the connection; a client of the user's stays open."""

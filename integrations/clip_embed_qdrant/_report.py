@@ -72,7 +72,8 @@ class Failures:
         import pyarrow.parquet as pq
 
         names = ("key", "source", "reason")
-        schema = pa.schema([*((name, pa.string()) for name in names), ("retryable", pa.bool_())])
+        fields: Any = [*((name, pa.string()) for name in names), ("retryable", pa.bool_())]
+        schema = pa.schema(fields)
         with pq.ParquetWriter(file, schema) as writer:
             rows: list[dict[str, object]] = []
             for failure in self:

@@ -131,7 +131,7 @@ def _unit(vector: npt.NDArray[np.floating], dim: int) -> Float32:
         raise ValueError(f"a vector must be one row of numbers, not an array of shape {row.shape}")
     if len(row) != dim:
         raise SpaceMismatch(f"the vector has {len(row)} dimensions, those of the store have {dim}")
-    unit = unit_rows(row[None])[0]
+    unit: Float32 = unit_rows(row[None])[0]
     if not has_direction(unit):
         raise ValueError("the vector is not finite, or all zeros")
     return unit

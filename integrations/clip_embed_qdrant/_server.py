@@ -6,15 +6,17 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar, cast
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable, Unstamped
 from clip_embed_qdrant._filters import Condition, client_filter
+from clip_embed_qdrant._points import as_batch, upsert_by_grpc
 from clip_embed_qdrant._sink import ETAG, KEY, Condensed, Found, IndexKind, Meta, Points, Query, as_vector
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class ServerSink:
         self.where = f"{where}/{collection}"
         local = _is_local(client)
         self.streams = 1 if local else 3
+        self._by_grpc = not local and bool(client.init_options.get("prefer_grpc"))
         # The engine inside the client is made for one thread.
         self._turn: AbstractContextManager[object] = threading.RLock() if local else nullcontext()
 
@@ -110,11 +113,7 @@ class ServerSink:
         """Make payload fields quick to filter by."""
         for name, kind in fields.items():
             schema = models.PayloadSchemaType(kind)
-            self._ask(
-                lambda name=name, schema=schema: self._client.create_payload_index(
-                    self._collection, name, schema
-                )
-            )
+            self._ask(partial(self._client.create_payload_index, self._collection, name, schema))
 
     def etags(self, ids: Sequence[str]) -> dict[str, str | None]:
         """Return the etag of each of the ids that is stored."""
@@ -127,14 +126,11 @@ class ServerSink:
 
     def write(self, points: Points) -> None:
         """Insert or replace points; returns when the server has done so."""
-        rows = points.vectors.tolist()
-        # What is checked here is checked already; validating each number again would take most of the time.
-        batch = models.Batch.model_construct(
-            ids=list(points.ids),
-            vectors={self.vector: rows} if self.vector else rows,
-            payloads=list(points.payloads),
-        )
-        self._done(lambda: self._client.upsert(self._collection, batch, wait=True))
+        if self._by_grpc:
+            self._done(partial(upsert_by_grpc, self._client, self._collection, points, self.vector))
+        else:
+            batch = as_batch(points, self.vector)
+            self._done(partial(self._client.upsert, self._collection, batch, wait=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
@@ -180,15 +176,15 @@ class ServerSink:
         """Yield all points in pages."""
         offset: Any = None
         while True:
-            records, offset = self._ask(
-                lambda offset=offset: self._client.scroll(
-                    self._collection,
-                    limit=_PAGE,
-                    offset=offset,
-                    with_payload=True if with_vectors else [KEY, ETAG],
-                    with_vectors=with_vectors,
-                )
+            page = partial(
+                self._client.scroll,
+                self._collection,
+                limit=_PAGE,
+                offset=offset,
+                with_payload=True if with_vectors else [KEY, ETAG],
+                with_vectors=with_vectors,
             )
+            records, offset = self._ask(page)
             yield [self._found(record) for record in records]
             if offset is None:
                 return

@@ -25,6 +25,7 @@ def open_source(
 
     Raises FileNotFoundError for a path where nothing is, TypeError for what is no source.
     """
+    given: object = source
     if isinstance(source, Source):
         return source
     if isinstance(source, (str, Path)):
@@ -39,7 +40,7 @@ def open_source(
     if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
         return _tables.iterable(cast("Iterable[object]", source), columns)
     raise TypeError(
-        f"{describe(cast('object', source))} is no source: give a folder, a pattern, a URL, a table, "
+        f"{describe(given)} is no source: give a folder, a pattern, a URL, a table, "
         "a Parquet, CSV or tar file, or an iterable of (key, image)"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -16,36 +16,16 @@ from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
 from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
-from clip_embed_qdrant._facts import FACTS, Fact
+from clip_embed_qdrant._facts import Fact
 from clip_embed_qdrant._filters import Where, parse_where
-from clip_embed_qdrant._ingest import Ingest, Job, Options
-from clip_embed_qdrant._place import Address, Place
+from clip_embed_qdrant._ingest import Ingest
+from clip_embed_qdrant._options import Job, Options
+from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
 from clip_embed_qdrant._sink import VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
 from clip_embed_qdrant._verify import Verification, prune, verify
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What there is to say about a store."""
-
-    where: str
-    model: str | None
-    """Hub name or folder of the model; None for a model of the user's own."""
-    space: str
-    recipe: str
-    """How the vectors of the first ingest were computed."""
-    dim: int
-    points: int
-    indexed: int
-    """Vectors in the HNSW index; the others are compared one by one."""
-    segments: int | None
-    bytes: int | None
-    """On disk; None where a server does not say."""
-    sources: Mapping[str, str]
-    """Where the images came from last, by prefix of their keys."""
 
 
 class ImageStore:
@@ -89,7 +69,7 @@ class ImageStore:
         indexes: Mapping[str, IndexKind] | None = None,
     ) -> None:
         address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
-        self._indexes = dict(indexes or {})
+        self._indexes: dict[str, IndexKind] = dict(indexes or {})
         self._place = Place(address, embedder, self._indexes, adopt=adopt)
         self._sink = self._place.sink
         self.last_report: IngestReport | None = None
@@ -150,16 +130,8 @@ class ImageStore:
         key, is gone or full, IngestStopped is raised with the report. `progress` is called with the report
         so far, a few times a second. Called again, ingest goes on from where it was, whatever ended it.
         """
-        if etag not in ("stat", "sha256"):
-            raise ValueError(f"etag must be 'stat' or 'sha256', not {etag!r}")
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f"on_error must be 'skip' or 'raise', not {on_error!r}")
-        if unknown := set(facts) - set(FACTS):
-            raise ValueError(f"there is no fact {min(unknown)!r}; there are {', '.join(FACTS)}")
-        if not 0 <= shard[0] < shard[1]:
-            raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {shard!r}")
         opened = self._open(source, image, key, payload, storage_options)
-        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error == "raise", patience)
+        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience)
         return self._run(opened, options, progress)
 
     def retry(
@@ -218,20 +190,7 @@ class ImageStore:
 
     def status(self) -> Status:
         """Say what is in the store; loads no model."""
-        meta = self._place.existing()
-        facts = self._sink.condense()
-        return Status(
-            self._sink.where,
-            meta.model,
-            meta.stamp.space,
-            meta.stamp.recipe,
-            meta.stamp.dim,
-            facts.points,
-            facts.indexed,
-            facts.segments,
-            facts.bytes,
-            meta.sources,
-        )
+        return self._place.status()
 
     def verify(
         self,

