@@ -6,6 +6,16 @@ from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
+from clip_embed._evaluate import Retrieval, evaluate_retrieval
+from clip_embed._explain import LabelReport, explain_labels
+from clip_embed._moderate import (
+    Calibration,
+    Category,
+    Decision,
+    ModerationPolicy,
+    calibrate,
+    moderate,
+)
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed.errors import (
@@ -23,9 +33,12 @@ from clip_embed.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
+    "Category",
     "Classification",
     "ClipEmbedError",
     "ClipEmbedder",
+    "Decision",
     "EmbeddedBatch",
     "EmbeddingCache",
     "ImageBatchError",
@@ -34,14 +47,21 @@ __all__ = [
     "ImagePolicy",
     "ImageSpec",
     "ImageStream",
+    "LabelReport",
     "MissingExtra",
     "Model",
     "ModelError",
     "ModelForked",
     "ModelNotFound",
     "ModelUnsupported",
+    "ModerationPolicy",
     "Profile",
+    "Retrieval",
     "SpaceMismatch",
     "Stamp",
     "adopt",
+    "calibrate",
+    "evaluate_retrieval",
+    "explain_labels",
+    "moderate",
 ]

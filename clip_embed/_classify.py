@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from clip_embed._engine.fork import outlive_forks
+from clip_embed._templates import NOTHING, resolve_templates
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 
-DEFAULT_TEMPLATES: tuple[str, ...] = (
-    "{}",
-    "a photo of {}",
-    "a photo of a {}",
-    "a picture with a {} in it",
-    "a close look at a {}",
-    "a {} seen from far away",
-    "a drawing of a {}",
-)
-"""Sentences that each label is put into; the mean of their vectors suffers less from one phrasing."""
-
+Labels: TypeAlias = "Sequence[str] | Mapping[str, str | Sequence[str]]"
+_Name: TypeAlias = tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]  # words of each label, templates
 _MOST_SETS = 16  # of labels that are remembered
 
 
@@ -36,7 +30,8 @@ class Classification:
     probabilities: Float32
     """float32 (n, k), rows in input order that sum to 1: how the labels share an image among them.
 
-    They say nothing about labels that were not offered: an image of none of them still gets one.
+    They say nothing about labels that were not offered: an image of none of them still gets one, unless
+    there is a label for that (`other=`). With `multi=True` each is a probability for itself, against none.
     """
 
     @property
@@ -44,6 +39,12 @@ class Classification:
         """(n,): the likeliest label of each image; of equals the first."""
         places: list[int] = self.probabilities.argmax(axis=1).tolist()
         return tuple(self.labels[place] for place in places)
+
+    def above(self, threshold: float) -> list[tuple[str, ...]]:
+        """(n,): the labels of each image that have at least this probability, likeliest first."""
+        return [
+            tuple(label for label, share in row if share >= threshold) for row in self.top(len(self.labels))
+        ]
 
     def top(self, k: int) -> list[list[tuple[str, float]]]:
         """The k likeliest labels of each image with their probabilities, likeliest first."""
@@ -58,7 +59,7 @@ class LabelVectors:
     """The vectors of sets of labels, of which those used last are made only once. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[tuple[str, ...], ...], Float32] = OrderedDict()
+        self._known: OrderedDict[_Name, Float32] = OrderedDict()
         self.begin_child()
         outlive_forks(self)
 
@@ -67,43 +68,65 @@ class LabelVectors:
         self._lock = threading.Lock()
 
     def get(
-        self, embed_texts: Callable[[Iterable[str]], Float32], labels: Sequence[str], templates: Sequence[str]
+        self,
+        embed_texts: Callable[[Iterable[str]], Float32],
+        words: Sequence[Sequence[str]],
+        templates: Sequence[str] | str,
     ) -> Float32:
-        """Return float32 (k, d), unit rows: for each label the mean direction of its sentences.
-
-        Raises TypeError for a single str, ValueError for labels or templates that cannot tell images apart.
-        """
-        _check(labels, templates)
-        name = tuple(labels), tuple(templates)
+        """Return float32 (k, d), unit rows: for each label the mean direction of its sentences."""
+        sentences = resolve_templates(templates)
+        name = tuple(tuple(each) for each in words), sentences
         with self._lock:
             if name not in self._known:
-                sentences = [template.replace("{}", label) for label in labels for template in templates]
-                rows = embed_texts(sentences).reshape(len(labels), len(templates), -1)
-                self._known[name] = unit_rows(rows.mean(axis=1))
+                self._known[name] = _mean_directions(embed_texts, words, sentences)
                 if len(self._known) > _MOST_SETS:
                     self._known.popitem(last=False)
             self._known.move_to_end(name)
             return self._known[name]
 
 
-def _check(labels: Sequence[str], templates: Sequence[str]) -> None:
-    for name, texts in (("labels", labels), ("templates", templates)):
-        if isinstance(texts, str):
-            raise TypeError(f"{name} must be a list of texts; for a single one wrap it in a list")
-        if blank := [text for text in texts if not text.strip()]:
-            raise ValueError(f"{name} must not be empty texts, as {blank[0]!r} is")
-    if len(labels) < 2:
-        raise ValueError("give at least two labels to choose from; for a single text there is `scores`")
-    if twice := [label for place, label in enumerate(labels) if label in labels[:place]]:
+def _mean_directions(
+    embed_texts: Callable[[Iterable[str]], Float32], words: Sequence[Sequence[str]], templates: Sequence[str]
+) -> Float32:
+    rows = embed_texts(
+        [template.replace("{}", word) for each in words for word in each for template in templates]
+    )
+    ends = np.cumsum([len(each) * len(templates) for each in words])[:-1]
+    return unit_rows(np.stack([part.mean(axis=0) for part in np.split(rows, ends)]))
+
+
+def read_labels(labels: Labels, other: str | None, *, multi: bool) -> dict[str, tuple[str, ...]]:
+    """Return for each label, in order, the words for it, those for `other` last.
+
+    Raises TypeError for a single str, ValueError for labels that cannot tell images apart.
+    """
+    if isinstance(labels, str):
+        raise TypeError("labels must be a list of texts; for a single one wrap it in a list")
+    pairs: list[tuple[str, str | Sequence[str]]] = (
+        list(labels.items()) if isinstance(labels, Mapping) else [(label, label) for label in labels]
+    )
+    if other is not None:
+        pairs.append((other, NOTHING))
+    names = [name for name, _ in pairs]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise ValueError(f"the label {twice[0]!r} stands twice among the labels")
-    if not templates:
-        raise ValueError('give at least one template, such as "a photo of {}"')
-    if plain := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"the template {plain[0]!r} has no {{}} for the label")
+    if len(names) < (1 if multi else 2):
+        raise ValueError("give at least two labels to choose from; for a single text there is `scores`")
+    found = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in pairs}
+    for name, words in found.items():
+        if not words or not all(word.strip() for word in (name, *words)):
+            raise ValueError(f"labels must not be empty texts, as {name if words else ''!r} is")
+    return found
 
 
 def softmax(logits: Float32) -> Float32:
     """float32 (n, k) -> float32 (n, k), rows that sum to 1."""
     powers = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
     shares: Float32 = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def sigmoid(logits: npt.NDArray[np.floating]) -> Float32:
+    """float32, any shape -> float32 between 0 and 1."""
+    shares: Float32 = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
     return shares

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
-from clip_embed._classify import DEFAULT_TEMPLATES, Classification, LabelVectors, softmax
+from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, sigmoid, softmax
 from clip_embed._engine.cores import usable_cores
 from clip_embed._engine.device import suggest_batch_size
 from clip_embed._engine.fork import loading
@@ -30,9 +30,10 @@ from clip_embed._models.opening import (
 )
 from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
+from clip_embed._templates import DEFAULT_TEMPLATES, NOTHING
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
-from clip_embed._vectors import unit_rows
-from clip_embed.errors import ImageBatchError, ImageError, SpaceMismatch
+from clip_embed._vectors import given_vectors
+from clip_embed.errors import ImageBatchError, ImageError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -134,6 +135,11 @@ class ClipEmbedder:
         return str(self._recipe())
 
     @property
+    def logit_scale(self) -> float:
+        """What cosine similarities are multiplied by before a softmax; learned, so the weights load."""
+        return self._towers.logit_scale
+
+    @property
     def policy(self) -> ImagePolicy:
         """What may be read as an image."""
         return self._policy
@@ -226,8 +232,8 @@ class ClipEmbedder:
         A 2-D float array in either place is taken as vectors that are embedded already; raises
         SpaceMismatch where their dimension is not `dim`, ImageBatchError as `embed_images`.
         """
-        left = self._as_vectors(images)
-        right = self._as_vectors(texts)
+        left = given_vectors(images, self.dim)
+        right = given_vectors(texts, self.dim)
         rows = self.embed_images(cast("Images", images)) if left is None else left
         columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
         return rows @ columns.T
@@ -235,21 +241,30 @@ class ClipEmbedder:
     def classify(
         self,
         images: Images | npt.NDArray[np.floating],
-        labels: Sequence[str],
+        labels: Labels,
         *,
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+        multi: bool = False,
+        other: str | None = None,
     ) -> Classification:
         """Say which of k labels each of n images fits best: probabilities float32 (n, k).
 
-        Write labels as they stand in a sentence ("red car"); each is put into the templates, and the
-        mean of those sentences' vectors stands for it. The model's own temperature turns cosine
-        similarities into shares of the labels given: for an image of none of them they mean nothing, and
-        another choice of labels gives others. `images` are as in `scores`. Raises ValueError for fewer than
-        two labels or for a template without {}, ImageBatchError as `embed_images`.
+        Write labels as they stand in a sentence ("red car"), or as a mapping with the words for each
+        ({"car": ["car", "automobile"]}). Each word is put into the templates (a list, or the name of a set:
+        "few", "many" of 80), and the mean of those sentences' vectors stands for the label. The
+        model's own temperature turns cosine similarities into shares of the labels given: for an image of
+        none of them they mean nothing, and another choice of labels gives others. `other` is the name of one
+        more label, for images that fit a "thing" or a "scene" better than any label. With `multi=True` labels
+        do not compete: each has its probability against those words. `images` are as in `scores`.
+
+        Raises ValueError for fewer than two labels or a template without {}, else as `embed_images`.
         """
-        vectors = self._labels.get(self.embed_texts, labels, templates)
-        cosines = self.scores(images, vectors)
-        return Classification(tuple(labels), softmax(cosines * self._towers.logit_scale))
+        words = read_labels(labels, other, multi=multi)
+        chosen = [*words.values(), NOTHING] if multi else list(words.values())
+        vectors = self._labels.get(self.embed_texts, chosen, templates)
+        logits = self.scores(images, vectors) * self.logit_scale
+        shares = sigmoid(logits[:, :-1] - logits[:, -1:]) if multi else softmax(logits)
+        return Classification(tuple(words), shares)
 
     def recall(self, digest: bytes) -> Float32 | ImageError | None:
         """Return what the cache knows of an image file with this SHA-256, None where it knows nothing.
@@ -265,20 +280,6 @@ class ClipEmbedder:
             probe = np.concatenate([self.embed_images(probe_images()), self.embed_texts(probe_texts())])
             self._stamp = Stamp(self.space, self.recipe, probe)
         return self._stamp
-
-    def _as_vectors(self, values: object) -> Float32 | None:
-        """Return a 2-D float array as float32 rows of unit length, anything else as None."""
-        if not isinstance(values, np.ndarray):
-            return None
-        array = cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", values)
-        if array.ndim != 2 or array.dtype.kind != "f":
-            return None
-        if array.shape[1] != self.dim:
-            raise SpaceMismatch(
-                f"the vectors have {array.shape[1]} dimensions, those of {describe(self._source)} have "
-                f"{self.dim}: they were made by another model"
-            )
-        return unit_rows(array.astype(np.float32))
 
     def _recipe(self) -> Recipe:
         return Recipe.of(self.precision, self.model.image_spec, self._policy)

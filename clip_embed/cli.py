@@ -23,6 +23,7 @@ from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
+from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
     from clip_embed._cli.folder_index import FolderIndex
@@ -133,31 +134,72 @@ def search(folder: Path, text: str, k: int, page: Path | None, model: str | None
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("labels", nargs=-1, required=True, metavar="LABEL LABEL...")
+@click.option("--other", metavar="LABEL", help="One more label, for photos that fit none of the others.")
+@click.option(
+    "--templates",
+    type=click.Choice(sorted(TEMPLATES)),
+    default="few",
+    show_default=True,
+    help="The sentences that labels are put into: 7 or 80.",
+)
 @_model_option
 @_json_option
-def classify(folder: Path, labels: tuple[str, ...], model: str | None, as_json: bool) -> None:
+def classify(
+    folder: Path, labels: tuple[str, ...], other: str | None, templates: str, model: str | None, as_json: bool
+) -> None:
     """Say for each photo below FOLDER which LABEL fits it best, without training.
 
     The probabilities share a photo among the labels given: one that shows none of them gets one all
-    the same. Vectors are kept as by search; photos that cannot be read are listed, and the exit code is 1.
+    the same, unless --other names a label for it. Vectors are kept as by search; photos that cannot be
+    read are listed, and the exit code is 1.
     """
-    if len(set(labels)) < max(2, len(labels)):
+    wanted = [*labels, other] if other else list(labels)
+    if len(set(wanted)) < max(2, len(wanted)):
         raise click.UsageError("give at least two labels, none of them twice")
     name = model or default_model()
     embedder = ClipEmbedder(name)
     index = _embed_folder(folder, name, embedder)
-    found = embedder.classify(index.vectors, labels)
+    found = embedder.classify(index.vectors, labels, templates=templates, other=other)
     best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
     if as_json:
         facts = zip(index.paths, found.best, found.probabilities.tolist(), strict=True)
         rows = [
-            {"path": path, "label": label, "probabilities": dict(zip(labels, shares, strict=True))}
+            {"path": path, "label": label, "probabilities": dict(zip(found.labels, shares, strict=True))}
             for path, label, shares in facts
         ]
         click.echo(json.dumps(rows, indent=1))
     else:
         click.echo(format_table(("photo", "label", "probability"), best, widest=4096))
     _report_failures(index.failures)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="PHOTOS")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    required=True,
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="The Parquet file to write.",
+)
+@_model_option
+@_json_option
+def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
+    """Write the vectors of the photos below PHOTOS into a Parquet file.
+
+    Its columns are path, embedding (d float32 of unit length, with the model that made them) and
+    embedding_error: DuckDB, pandas and polars read it. A photo that fails has its reason there, and the exit
+    code is 1. A run that was ended goes on where it was: vectors stay in the cache folder.
+    """
+    from clip_embed._cli.embed import embed_folder
+    from clip_embed._cli.folder_index import find_photos
+
+    photos = find_photos(folder)
+    if not photos:
+        raise click.ClickException(f"no photos below {folder}")
+    if embed_folder(folder, target, model or default_model(), photos, as_json=as_json):
+        sys.exit(1)
 
 
 def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:

