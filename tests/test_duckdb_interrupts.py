@@ -18,6 +18,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import interrupt, register
+from clip_embed_duckdb._slot import Slot
 
 ALL = 120
 
@@ -113,6 +114,18 @@ def test_interrupt_reaches_the_queries_beside(con: duckdb.DuckDBPyConnection, mo
     model.go_on.set()
     run()
     assert len(errors) == 1
+
+
+def test_a_call_that_begins_after_an_interrupt_goes_on() -> None:
+    """Where calls overlap without a pause, an interrupt ends those that run, and no later one."""
+    slot = Slot(16)
+    with slot.running() as first:
+        slot.stop()
+        with slot.running() as second:
+            second()
+            with pytest.raises(KeyboardInterrupt, match="was interrupted"):
+                first()
+            second()
 
 
 def test_interrupt_without_a_query(con: duckdb.DuckDBPyConnection, model: Held) -> None:

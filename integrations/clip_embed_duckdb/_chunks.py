@@ -105,9 +105,9 @@ class Embedding:
 
         blobs, paths = cast("tuple[Any, Any]", blobs_and_paths(column))
         images = ImageColumn(self._slot, self._state, len(column), blobs, paths, fail)
-        with self._slot.running():
+        with self._slot.running() as check:
             if images.left:
-                self._state.stream.run(images, self._slot.check_abort)
+                self._state.stream.run(images, check)
         nothing = np.flatnonzero(~images.vectors.valid).tolist()
         if nothing := [row for row in nothing if row not in images.vectors.reasons]:
             images.vectors.reasons.update(dict.fromkeys(nothing, _NO_IMAGE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +27,8 @@ class Call:
     slot: Slot
     state: State
     on_error: OnError
+    check: Callable[[], None]
+    """Raises KeyboardInterrupt once the call is to end."""
 
     def images(self, column: Column) -> Vectors:
         """Embed images, or read stored vectors. Raises TypeError for any other column."""
@@ -46,7 +48,7 @@ class Call:
         images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail)
         if images.left:
             self.state.load()
-            self.state.stream.run(images, self.slot.check_abort)
+            self.state.stream.run(images, self.check)
         return images.vectors
 
     def queries(self, column: Column, *, texts_only: bool = False) -> tuple[Vectors, Bools]:

@@ -22,6 +22,7 @@ from clip_embed_duckdb._names import is_absolute, is_pattern, is_url, never_ends
 
 _FACTS = "SELECT filename, size, epoch_us(last_modified) FROM read_blob(?)"  # reads no content
 _CONTENT = "SELECT filename, content FROM read_blob(?)"
+_ALIVE = "SELECT 1"
 _LIST = "SELECT file FROM glob(?)"  # opens nothing, and is refused where reading would be
 # A file that cannot be read; PermissionException and the rest say that the query may not go on.
 _UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
@@ -109,6 +110,7 @@ class FileReader:
         try:
             rows = self._con.execute(query, [patterns]).fetchall()
         except _UNREADABLE as error:
+            self._con.execute(_ALIVE)  # ConnectionException where another thread has closed it meanwhile
             reason = str(error).strip().splitlines()[0]
             raise ImageError(f"cannot read the file: {reason}", retryable=True) from None
         wanted = {PurePath(name).name for name in names}

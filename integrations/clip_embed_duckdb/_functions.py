@@ -70,8 +70,9 @@ def _run(
         raise ClipEmbedError(
             f"{name} was unregistered in this database: call clip_embed_duckdb.register(con)"
         )
-    with slot.running():
-        return compute(Call(name, slot, state, state.on_error if on_error is None else on_error), *columns)
+    with slot.running() as check:
+        how = state.on_error if on_error is None else on_error
+        return compute(Call(name, slot, state, how, check), *columns)
 
 
 def _sim(call: Call, img: Column, query: Column) -> Column:

@@ -142,10 +142,10 @@ def interrupt(con: duckdb.DuckDBPyConnection) -> None:
     DuckDB looks for an interrupt only between chunks of 2,048 rows, and does not tell the functions of it.
     This tells them: other queries of the database that use them at this moment end, too.
     """
+    slot = find_slot(con)  # first, as it asks a copy of the connection, which is soon in use again
     con.interrupt()
-    slot = find_slot(con)
     if slot is not None:
-        slot.abort()
+        slot.stop()
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import duckdb
@@ -69,7 +70,7 @@ class Slot:
         # In order: the first one mostly outlives the others. Closing one closes its duplicates, too, and is
         # refused while a query reads files through one of them.
         self._connections = weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, None]()
-        self._abort = threading.Event()
+        self._stops = 0
         self._running = 0
         self._interrupts = 0
         self._lock = threading.Lock()
@@ -98,37 +99,45 @@ class Slot:
         )
 
     @contextmanager
-    def running(self) -> Generator[None]:
-        """Mark one call; an interrupt of one call stops all that run beside it."""
+    def running(self) -> Generator[Callable[[], None]]:
+        """Mark one call; gives what raises KeyboardInterrupt once the call is to end.
+
+        Ctrl-C and `stop` end the calls that run at that moment, and no later ones.
+        """
         with self._lock:
             if not self._running:
-                self._interrupts = _interrupts.count()
+                self._interrupts = _interrupts.count()  # what came before was for something else
+            begun = self._stops
             self._running += 1
         self.progress.begin()
         try:
-            yield
+            yield partial(self._check, begun)
+        except _StoppedBeside:
+            raise
         except KeyboardInterrupt:
-            self._abort.set()
+            self.stop()
             raise
         finally:
             self.progress.end()
             with self._lock:
                 self._running -= 1
-                if not self._running:
-                    self._abort.clear()
 
-    def abort(self) -> None:
-        """Stop the calls that are running now."""
+    def stop(self) -> None:
+        """End the calls that are running now."""
         with self._lock:
-            if self._running:
-                self._abort.set()
+            self._stops += 1
 
-    def check_abort(self) -> None:
-        """Raise KeyboardInterrupt where this call is to end: Ctrl-C, or an interrupt of one beside it."""
-        if _interrupts.count() != self._interrupts:
-            self._abort.set()
-        if self._abort.is_set():
-            raise KeyboardInterrupt("the query was interrupted")
+    def _check(self, begun: int) -> None:
+        with self._lock:
+            if (count := _interrupts.count()) != self._interrupts:
+                self._interrupts = count
+                self._stops += 1
+            if self._stops != begun:
+                raise _StoppedBeside("the query was interrupted")
+
+
+class _StoppedBeside(KeyboardInterrupt):
+    """What was interrupted was a call beside this one, or all of them."""
 
 
 def find_tokens(con: duckdb.DuckDBPyConnection) -> list[str]:
