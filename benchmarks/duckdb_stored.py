@@ -1,6 +1,6 @@
 """Text scores over stored vectors in DuckDB, beside its own array_inner_product, and what int8 costs.
 
-    python benchmarks/duckdb_stored.py                    # a million vectors of 512 dimensions: 6 GB of memory
+    python benchmarks/duckdb_stored.py      # a million vectors of 512 dimensions: 6 GB of memory
     python benchmarks/duckdb_stored.py --rows 100000
 
 All contenders rank the same rows of one table and give the best five; they take turns, and a ratio is

@@ -266,7 +266,7 @@ def test_a_text_is_never_a_path(con: duckdb.DuckDBPyConnection, tmp_path: Path) 
     [
         (
             "clip_score(1, 'x')",
-            r"clip_score: the image must be a BLOB .* or a vector FLOAT\[16\], not INTEGER",
+            r"clip_score: the image must be a BLOB .* or a vector FLOAT\[16\] or TINYINT\[16\], not INTEGER",
         ),
         ("clip_sim(DATE '2020-01-01', 'x')", "clip_sim: the image must be .*, not DATE32"),
         ("clip_image([1, 2])", r"clip_image: the image must be .*, not INTEGER\[\]"),

@@ -18,6 +18,7 @@ from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register, unregister
 
+OLD = duckdb.__version__ < "2"
 COLOURS = ("green", "red", "blue", "orange", "white")
 
 
@@ -105,7 +106,7 @@ def test_views_and_common_table_expressions(con: duckdb.DuckDBPyConnection) -> N
         ("with space", "with space"),
         ("with space", '"with space"'),
         ("dot.ted", '"dot.ted"'),
-        ('quo"te', '"quo""te"'),
+        pytest.param('quo"te', '"quo""te"', marks=pytest.mark.skipif(OLD, reason="1.5 reads it wrongly")),
         ("select", '"select"'),
         ("Ünïcode", "ÜnïCODE"),
         ("it's", "it's"),
@@ -233,6 +234,7 @@ def test_a_macro_of_the_users_own_stays(kind: str) -> None:
         assert names(con, "clip_search(1, 2, 3)") == ["mine"]
 
 
+@pytest.mark.skipif(OLD, reason="DuckDB 1.5 cuts the result short and says nothing")
 def test_an_open_result_comes_first(con: duckdb.DuckDBPyConnection) -> None:
     """It is left alone; a warning says what to do, but not where the macro is there already."""
     with con.cursor() as cursor:

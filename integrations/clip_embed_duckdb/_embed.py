@@ -42,8 +42,8 @@ class Call:
         if parts is None:
             raise TypeError(
                 f"{self.name}: the image must be a BLOB (an encoded image), a VARCHAR (a path), a "
-                f"STRUCT(bytes BLOB, path VARCHAR) or a vector FLOAT[{self.slot.dim}], "
-                f"not {sql_name(column.type)}"
+                f"STRUCT(bytes BLOB, path VARCHAR) or a vector FLOAT[{self.slot.dim}] or "
+                f"TINYINT[{self.slot.dim}], not {sql_name(column.type)}"
             )
         images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail)
         if images.left:

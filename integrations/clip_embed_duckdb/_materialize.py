@@ -190,7 +190,7 @@ class _ColumnTarget:
     def read(self, rows: int) -> pa.Table | None:
         """Return (rowid, image) of the next images; the second look from the start finds moved rows."""
         while True:
-            found = self._con.sql(
+            found: pa.Table = self._con.sql(
                 f"SELECT rowid, {self._image.sql} FROM {self._table} WHERE rowid > {self._last} "
                 f"AND {self._vector.sql} IS NULL AND {self._error.sql} IS NULL "
                 f"AND {self._image.sql} IS NOT NULL LIMIT {rows}"
