@@ -33,7 +33,7 @@ from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._templates import DEFAULT_TEMPLATES, NOTHING
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
 from clip_embed._vectors import given_vectors
-from clip_embed.errors import ImageBatchError, ImageError
+from clip_embed.errors import ImageBatchError, ImageError, ModelError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
@@ -137,7 +137,7 @@ class ClipEmbedder:
     @property
     def recipe(self) -> str:
         """How image vectors are made, in one line to keep beside them: no reason to refuse a comparison."""
-        return str(self._recipe())
+        return str(Recipe.of(self.precision, self.model.image_spec, self._policy))
 
     @property
     def logit_scale(self) -> float:
@@ -271,34 +271,36 @@ class ClipEmbedder:
         shares = sigmoid(logits[:, :-1] - logits[:, -1:]) if multi else softmax(logits)
         return Classification(tuple(words), shares)
 
-    def recall(self, digest: bytes) -> Float32 | ImageError | None:
+    def remembered(self, digest: bytes) -> Float32 | ImageError | None:
         """Return what the cache knows of an image file with this SHA-256, None where it knows nothing.
 
         That is its vector float32 (d,), or why its content is no image: for integrations that know files
         by other means than their content.
         """
-        return self._through_cache().recall(digest)
+        return self._through_cache().remembered(digest)
 
     def stamp(self) -> Stamp:
         """Return what to keep beside stored vectors, so that those of another model are refused later."""
         if self._stamp is None:
-            probe = np.concatenate([self.embed_images(probe_images()), self.embed_texts(probe_texts())])
+            towers = self._open_towers(ImagePolicy(), None)  # the probe is ours: no policy forbids it
+            images = towers.forward([towers.prepare(image) for image in probe_images()], True)
+            if failed := [outcome for outcome in images if isinstance(outcome, ImageError)]:
+                raise ModelError(f"the photos of the stamp could not be embedded: {failed[0]}")
+            probe = np.stack([*cast("list[Float32]", images), *self.embed_texts(probe_texts())])
             self._stamp = Stamp(self.space, self.recipe, probe)
         return self._stamp
-
-    def _recipe(self) -> Recipe:
-        return Recipe.of(self.precision, self.model.image_spec, self._policy)
 
     def _through_cache(self) -> CachedTowers:
         """Return the towers behind the cache; made late, because that asks for space and device."""
         if self._cached_towers is None:
-            with loading():
-                Image.preinit()  # imports Pillow's formats here rather than in the decode threads
-                recipe = self._recipe()
-            self._cached_towers = CachedTowers(
-                self._towers, self._policy, recipe, self._cache, with_torch=self._with_torch
-            )
+            self._cached_towers = self._open_towers(self._policy, self._cache)
         return self._cached_towers
+
+    def _open_towers(self, policy: ImagePolicy, cache: EmbeddingCache | None) -> CachedTowers:
+        with loading():
+            Image.preinit()  # imports Pillow's formats here rather than in the decode threads
+            recipe = Recipe.of(self.precision, self.model.image_spec, policy)
+        return CachedTowers(self._towers, policy, recipe, cache, with_torch=self._with_torch)
 
 
 def _as_cache(cache: object) -> EmbeddingCache | None:

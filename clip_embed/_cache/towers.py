@@ -136,7 +136,7 @@ class CachedTowers:
         if self._cache is not None:
             self._cache.commit()
 
-    def recall(self, digest: bytes) -> Float32 | ImageError | None:
+    def remembered(self, digest: bytes) -> Float32 | ImageError | None:
         """Return what is known of a file with this SHA-256: its vector (d,), or why it is no image."""
         try:
             return self._known(digest)

@@ -106,7 +106,7 @@ class ImageColumn:
 
     def _recall(self, file: File) -> Float32 | ImageError | None:
         digest = self._slot.digests.get(file.stamp)
-        return None if digest is None else self._state.embedder.recall(digest)
+        return None if digest is None else self._state.embedder.remembered(digest)
 
     def _is_done(self, row: int) -> bool:
         return bool(self.vectors.valid[row]) or row in self.vectors.reasons

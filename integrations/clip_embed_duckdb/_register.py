@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, cast
 
 import duckdb
 from duckdb.func import ARROW, SPECIAL
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
-from clip_embed._models.opening import default_model
+from clip_embed._default import default_embedder
 from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._functions import make_functions
 from clip_embed_duckdb._search import add_search, remove_search
@@ -92,7 +91,7 @@ def register(
     if on_error not in ("null", "raise"):
         raise ValueError(f"on_error must be 'null' or 'raise', not {on_error!r}")
     if embedder is None:
-        embedder = _default_embedder(default_model())
+        embedder = default_embedder()
     elif not isinstance(embedder, ClipEmbedder):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"embedder must be a ClipEmbedder, not {type(embedder).__name__}: "
@@ -146,12 +145,6 @@ def interrupt(con: duckdb.DuckDBPyConnection) -> None:
     con.interrupt()
     if slot is not None:
         slot.stop()
-
-
-@lru_cache(maxsize=1)
-def _default_embedder(model: str) -> ClipEmbedder:
-    """One for all databases, so that the weights are in memory once."""
-    return ClipEmbedder(model)
 
 
 def find_slot(con: duckdb.DuckDBPyConnection) -> Slot | None:

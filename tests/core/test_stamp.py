@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder, SpaceMismatch, Stamp, adopt
+from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch, Stamp, adopt
 from clip_embed._stamp import check_stamp, probe_images
 from clip_embed.arrow import embed_images, read_vectors, stamp_vectors
 from clip_embed.testing import FakeModel
@@ -203,3 +203,9 @@ def test_adopting_where_some_images_are_gone(clip: ClipEmbedder, files: list[Pat
     assert adopt(clip.embed_images(files), names, clip).num_rows == len(files)
     with pytest.raises(SpaceMismatch):
         adopt(clip.embed_images(files)[::-1], names, clip)
+
+
+def test_a_strict_policy_has_the_same_stamp() -> None:
+    """The photos of the probe are ours: limits on the user's images do not touch them."""
+    strict = ClipEmbedder(FakeModel(), policy=ImagePolicy(max_bytes=100, max_pixels=100)).stamp()
+    np.testing.assert_allclose(strict.probe, ClipEmbedder(FakeModel()).stamp().probe, atol=1e-6)
