@@ -282,7 +282,7 @@ class ClipEmbedder:
     def stamp(self) -> Stamp:
         """Return what to keep beside stored vectors, so that those of another model are refused later."""
         if self._stamp is None:
-            towers = self._open_towers(ImagePolicy(), None)  # the probe is ours: no policy forbids it
+            towers = self._open_towers(ImagePolicy(), self._cache)  # the probe is ours: no policy forbids it
             images = towers.forward([towers.prepare(image) for image in probe_images()], True)
             if failed := [outcome for outcome in images if isinstance(outcome, ImageError)]:
                 raise ModelError(f"the photos of the stamp could not be embedded: {failed[0]}")

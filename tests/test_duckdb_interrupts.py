@@ -78,12 +78,15 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 QUERY = "SELECT sum(clip_score(img, 'red')) FROM photos"
 
 
-def test_interrupt_from_another_thread(con: duckdb.DuckDBPyConnection, model: Held) -> None:
-    """interrupt(con) ends a query while the model holds its third batch; the connection stays usable."""
+@pytest.mark.parametrize("how", [interrupt, lambda con: con.interrupt()], ids=["ours", "DuckDB's"])
+def test_interrupt_from_another_thread(
+    con: duckdb.DuckDBPyConnection, model: Held, how: Callable[[duckdb.DuckDBPyConnection], None]
+) -> None:
+    """Either ends a query while the model holds its third batch; the connection stays usable."""
 
     def stop() -> None:
         assert model.reached.wait(60)
-        interrupt(con)
+        how(con)
 
     other = in_thread(stop)
     with pytest.raises((duckdb.InterruptException, duckdb.InvalidInputException), match=r"(?i)interrupt"):
@@ -238,3 +241,14 @@ def test_the_programs_own_signal_descriptor_is_left_alone() -> None:
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "")
+
+
+def test_interrupt_of_other_connections() -> None:
+    """Without the functions it works as before, and a closed connection says that it is closed."""
+    register(duckdb.connect(), ClipEmbedder(FakeModel()))
+    plain = duckdb.connect()
+    plain.interrupt()
+    assert plain.execute("SELECT 1").fetchall() == [(1,)]
+    plain.close()
+    with pytest.raises(duckdb.ConnectionException):
+        plain.interrupt()

@@ -20,6 +20,7 @@ from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 # DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
 _SLOTS: dict[str, Slot] = {}
 _LOCK = threading.Lock()
+_INTERRUPT = duckdb.DuckDBPyConnection.interrupt
 _TAKEN = "SELECT function_name FROM duckdb_functions() WHERE list_contains(?, function_name)"
 
 
@@ -63,8 +64,9 @@ def register(
     finds with the size and time of its last reading is not read again; one that was written in the five
     seconds before is. After two seconds a line on a terminal's or notebook's stderr says how many images
     are done; `progress=False` switches it off. Ctrl-C ends a query within a moment where `register`
-    was called in the main thread (which sets `signal.set_wakeup_fd`, unless the program has); from
-    another thread `clip_embed_duckdb.interrupt(con)` does. `con.interrupt()` waits for 2,048 rows.
+    was called in the main thread (which sets `signal.set_wakeup_fd`, unless the program has). So does
+    `con.interrupt()` from another thread: DuckDB's own waits for 2,048 rows, so `register` replaces the
+    method by `clip_embed_duckdb.interrupt`, which also tells the functions.
 
     The default embedder is that of the model in CLIP_EMBED_MODEL, else of CLIP ViT-B/32. The
     functions belong to the database, so its other connections have them too; they are not
@@ -99,6 +101,7 @@ def register(
         )
     dim = embedder.dim
     _interrupts.watch()
+    duckdb.DuckDBPyConnection.interrupt = interrupt  # type: ignore[method-assign]  # else the functions never hear of it
     with _LOCK:
         slot = find_slot(con)
         if slot is None:
@@ -136,13 +139,16 @@ def unregister(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def interrupt(con: duckdb.DuckDBPyConnection) -> None:
-    """Stop what a connection is doing, from another thread, as `con.interrupt()` does, but within a moment.
+    """Stop what a connection is doing, from another thread, within a moment.
 
     DuckDB looks for an interrupt only between chunks of 2,048 rows, and does not tell the functions of it.
-    This tells them: other queries of the database that use them at this moment end, too.
+    This tells them: other queries of the database that use them at this moment end, too. After `register`
+    `con.interrupt()` is this function.
     """
-    slot = find_slot(con)  # first, as it asks a copy of the connection, which is soon in use again
-    con.interrupt()
+    slot = None
+    with suppress(duckdb.Error):  # a closed connection: DuckDB's own method says so
+        slot = find_slot(con)  # first, as it asks a copy of the connection, which is soon in use again
+    _INTERRUPT(con)
     if slot is not None:
         slot.stop()
 
