@@ -49,10 +49,11 @@ class _Group(click.Group):
         except Stopped as stopped:
             sys.exit(stopped.exit_code)
         except ModuleNotFoundError as error:
-            if error.name not in _EXTRAS:
+            library = (error.name or "").partition(".")[0]
+            if library not in _EXTRAS:
                 raise
-            extra = "all" if ctx.invoked_subcommand == "demo" else _EXTRAS[error.name]
-            raise click.ClickException(str(MissingExtra(error.name, extra, "this command"))) from error
+            extra = "all" if ctx.invoked_subcommand == "demo" else _EXTRAS[library]
+            raise click.ClickException(str(MissingExtra(library, extra, "this command"))) from error
         except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
             raise
         except (ClipEmbedError, OSError) as error:
