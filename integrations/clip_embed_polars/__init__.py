@@ -4,6 +4,8 @@ Importing this package registers the namespace `clip_embed` on DataFrame, LazyFr
 functions here are the same verbs, typed; those that give a frame take a LazyFrame too, and stay lazy.
 """
 
+import signal
+
 from clip_embed.errors import MissingExtra
 
 try:
@@ -30,6 +32,8 @@ from clip_embed_polars._verbs import (
 )
 
 install()
+if hasattr(signal, "siginterrupt"):  # polars has Ctrl-C wait for a lock; Python would not, nor do we
+    signal.siginterrupt(signal.SIGINT, True)
 
 __all__ = [
     "ClipVectors",

@@ -28,7 +28,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs signals that can be handled")
 
 BEGIN = """
-import io, os, sys, threading, time
+import io, os, sys, threading, time, traceback
 import numpy as np
 from PIL import Image
 from clip_embed import ClipEmbedder, EmbeddingCache, ModelForked
@@ -42,9 +42,16 @@ def png(seed):
 png(0)  # which imports what Pillow needs: a fork during an import of the user's own is not ours to mend
 
 def forked(work):
-    # Run in a forked child, which ends as programs end; return its exit code.
+    # Run in a forked child; return its exit code. It ends as those of multiprocessing do: what the libraries
+    # below Python do at the end of a program hung now and then where torch had computed before the fork.
     if (child := os.fork()) == 0:
-        sys.exit(work())
+        try:
+            code = work() or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def refused(*calls):
