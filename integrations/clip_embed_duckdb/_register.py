@@ -101,7 +101,7 @@ def register(
         )
     dim = embedder.dim
     _interrupts.watch()
-    duckdb.DuckDBPyConnection.interrupt = interrupt  # type: ignore[method-assign]  # else the functions never hear of it
+    cast("Any", duckdb.DuckDBPyConnection).interrupt = interrupt  # else the functions never hear of it
     with _LOCK:
         slot = find_slot(con)
         if slot is None:
