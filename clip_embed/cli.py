@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
+from clip_embed._cli import moving
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
@@ -292,7 +293,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in COMMANDS:
+for _command in (*COMMANDS, *moving.COMMANDS):
     main.add_command(_command)
 
 

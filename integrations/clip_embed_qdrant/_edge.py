@@ -208,10 +208,17 @@ class EdgeSink:
             lock.acquire()
         except portalocker.exceptions.LockException:
             raise StoreLocked(
-                f"{self.where} is open in another process{Neighbour.name(self._folder / 'owner.json')}; one "
-                "process at a time can write to it. Wait for it, or use a Qdrant server"
+                f"{self.where} is open in {self._owner()}; one process at a time can write to it, verify and "
+                "prune it, while search and status go on. Wait until it is closed there, end that process, "
+                "or use a Qdrant server, which takes several at once"
             ) from None
         self._lock = lock
+
+    def _owner(self) -> str:
+        pid = Neighbour.pid(self._folder / "owner.json")
+        if pid == os.getpid():
+            return f"this process already (process {pid})"
+        return "another process" if pid is None else f"another process (process {pid})"
 
     def _drop_lock(self) -> None:
         if self._lock is not None:

@@ -93,12 +93,12 @@ class Neighbour:
             return None
 
     @staticmethod
-    def name(owner: Path) -> str:
-        """Return " (process 123)" where that is known."""
+    def pid(owner: Path) -> int | None:
+        """Return the id of that process, where it is known."""
         try:
-            return f" (process {int(json.loads(owner.read_text('utf-8'))['pid'])})"
+            return int(json.loads(owner.read_text("utf-8"))["pid"])
         except (OSError, ValueError, KeyError):
-            return ""
+            return None
 
     def count(self, condition: Condition | None) -> int:
         """Return how many points there are."""

@@ -38,11 +38,11 @@ class ServerSink:
         self.vector = vector
         self._on_disk = on_disk
         self.where = f"{where}/{collection}"
-        local = _is_local(client)
-        self.streams = 1 if local else 3
-        self._by_grpc = not local and bool(client.init_options.get("prefer_grpc"))
+        self._is_local = _is_local(client)
+        self.streams = 1 if self._is_local else 3
+        self._by_grpc = not self._is_local and bool(client.init_options.get("prefer_grpc"))
         # The engine inside the client is made for one thread.
-        self._turn: AbstractContextManager[object] = threading.RLock() if local else nullcontext()
+        self._turn: AbstractContextManager[object] = threading.RLock() if self._is_local else nullcontext()
 
     def read_meta(self) -> Meta | None:
         """Ask for the collection's metadata; None where there is no collection.
@@ -93,8 +93,8 @@ class ServerSink:
         self.delete([_NOBODY])
 
     def index_fields(self, fields: Mapping[str, IndexKind]) -> None:
-        """Make payload fields quick to filter by."""
-        for name, kind in fields.items():
+        """Make payload fields quick to filter by; the engine inside the client has no indexes."""
+        for name, kind in () if self._is_local else fields.items():
             schema = models.PayloadSchemaType(kind)
             self._ask(partial(self._client.create_payload_index, self._collection, name, schema))
 

@@ -27,6 +27,7 @@ from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
 from clip_embed_qdrant._sink import CONTENT, SAME_AS, VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
+from clip_embed_qdrant._tables import Columns
 from clip_embed_qdrant._target import Target
 from clip_embed_qdrant._verify import Verification, prune, verify
 
@@ -72,7 +73,7 @@ class ImageStore:
         indexes: Mapping[str, IndexKind] | None = None,
     ) -> None:
         address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
-        self._indexes: dict[str, IndexKind] = dict(indexes or {})
+        self._indexes = dict(indexes or {})
         self._place = Place(address, embedder, self._indexes, adopt=adopt)
         self._sink = self._place.sink
         self.last_report: IngestReport | None = None
@@ -130,14 +131,12 @@ class ImageStore:
         `shard=(i, n)` takes the i-th of n shares, counted from 0, so that n machines fill one collection.
 
         With `on_duplicate="link"` an image whose bytes are those of another takes its vector, and searches
-        show the two as one hit; to tell, every new or changed image is read first.
-
-        A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
+        show the two as one hit; to tell, every new or changed image is read first. A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
         does not answer, requests are repeated for `patience` seconds; then, or where it refuses the
         key, is gone or full, IngestStopped is raised with the report. `progress` is called with the report
         so far, a few times a second. Called again, ingest goes on from where it was, whatever ended it.
         """
-        opened = self._open(source, image, key, payload, storage_options)
+        opened = self._open(source, (image, key, payload), storage_options)
         options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
         return self._run(opened, options, progress)
 
@@ -219,7 +218,7 @@ class ImageStore:
         Takes 8 bytes of memory for each image.
         """
         self._place.existing()
-        opened = self._open(source, image, key, [], storage_options)
+        opened = self._open(source, (image, key, []), storage_options)
         return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._place.policy)
 
     def prune(
@@ -237,7 +236,7 @@ class ImageStore:
         where the source lists no image at all or has a folder that cannot be read.
         """
         self._place.existing()
-        opened = self._open(source, image, key, [], storage_options)
+        opened = self._open(source, (image, key, []), storage_options)
         return prune(self._sink, opened, prefix=normal_key(prefix))
 
     def optimize(self) -> None:
@@ -278,10 +277,9 @@ class ImageStore:
             target.close()
 
     def migration(self, to: ClipEmbedder | None = None) -> Migration:
-        """Return what moves the store to the model of another embedder while searches go on.
+        """Return what moves the store to the model of `to` while searches go on.
 
-        `to` may be left out once vectors of a second model are there, if the store notes its name. Raises
-        SpaceMismatch where they are of another one.
+        Once vectors of a second model are there, `to` may be left out if the store notes its name.
         """
         return Migration(self._place, to)
 
@@ -291,22 +289,12 @@ class ImageStore:
         self._place.prepare(source.root, options.prefix)
         if options.links:
             self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
-        migrating = self._place.existing().beside is not None
-        job = Ingest(Target(self._sink, migrating=migrating), self.embedder, source, options, progress)
+        target = Target(self._sink, migrating=self._place.existing().beside is not None)
+        job = Ingest(target, self.embedder, source, options, progress)
         try:
             return job.run()
         finally:
             self.last_report = job.report
 
-    def _open(
-        self,
-        source: object,
-        image: str,
-        key: str,
-        payload: Sequence[str] | None,
-        storage_options: Mapping[str, object] | None,
-    ) -> Source:
-        columns = (image, key, payload)
-        return open_source(
-            source, columns=columns, policy=self._place.policy, storage_options=storage_options
-        )
+    def _open(self, source: object, columns: Columns, options: Mapping[str, object] | None) -> Source:
+        return open_source(source, columns=columns, policy=self._place.policy, storage_options=options)
