@@ -95,10 +95,10 @@ def run() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("clip-embed-demo"),
     show_default=True,
-    help="Folder for photos.duckdb and gallery.html.",
+    help="Folder for photos.duckdb, photos.clip and gallery.html.",
 )
 def demo(text: str, folder: Path) -> None:
-    """Put the sample photos into a DuckDB file and query them by text.
+    """Put the sample photos into a DuckDB file and a Qdrant store and query them by text.
 
     Uses the model "offline", so it needs no hub, no GPU and no server.
     """

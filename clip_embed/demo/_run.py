@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 import duckdb
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, MissingExtra
 from clip_embed._cli.gallery import Tile, write_gallery
 from clip_embed._cli.sql import connect
 from clip_embed._cli.table import format_table
 from clip_embed.demo import photos
 from clip_embed_duckdb import register
 
-_SHOWN = 10
+_SHOWN, _SHOWN_OF_QDRANT = 10, 3
 _NEXT = "SELECT * FROM photos ORDER BY clip_sim(img, 'a boat') LIMIT 3"
 _NOTE = (
     "Model: offline. It needs no download, sees less than CLIP does, and is used here because you asked\n"
@@ -27,7 +27,7 @@ _NOTE = (
 
 
 def run_demo(text: str, folder: Path) -> None:
-    """Fill `folder`/photos.duckdb with the sample photos, query them, show the answer, write a gallery."""
+    """Fill a DuckDB file and a Qdrant store with the sample photos, ask both, write a gallery."""
     folder.mkdir(parents=True, exist_ok=True)
     database, page = folder / "photos.duckdb", folder / "gallery.html"
     embedder = ClipEmbedder("offline")
@@ -52,8 +52,26 @@ def run_demo(text: str, folder: Path) -> None:
     _show([(name, image, scores[name]) for name, image in rows], seconds)
     tiles = [Tile(image, name, scores[name]) for name, image in rows]
     write_gallery(page, f"{text} – {count} photos, best first", query, tiles)
+    _search_store(embedder, text, folder / "photos.clip")
     click.echo(f"\nGallery: {page.resolve()}")
     click.echo(f'Next:    clip-embed sql --model offline {shlex.quote(str(database))} -c "{_NEXT}"')
+
+
+def _search_store(embedder: ClipEmbedder, text: str, place: Path) -> None:
+    """Ask the same of Qdrant Edge; the vectors of the photos are remembered by now."""
+    try:
+        from clip_embed_qdrant import ImageStore
+    except MissingExtra as missing:
+        click.echo(f"\nWithout Qdrant: {missing}")
+        return
+    started = time.perf_counter()
+    with ImageStore(place, embedder=embedder) as store:
+        store.ingest(photos()[0].parent)
+        hits = store.search(text=text, k=_SHOWN_OF_QDRANT)
+        count = store.status().points
+    seconds = time.perf_counter() - started
+    click.echo(f"\nThe same from Qdrant, in this process: {count} photos in {place}, {seconds:.1f} s.")
+    click.echo(format_table(("score", "photo"), [(hit.score, hit.key) for hit in hits]))
 
 
 def _check_table(connection: duckdb.DuckDBPyConnection, database: Path) -> None:

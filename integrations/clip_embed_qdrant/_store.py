@@ -131,10 +131,11 @@ class ImageStore:
         `shard=(i, n)` takes the i-th of n shares, counted from 0, so that n machines fill one collection.
 
         With `on_duplicate="link"` an image whose bytes are those of another takes its vector, and searches
-        show the two as one hit; to tell, every new or changed image is read first. A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
-        does not answer, requests are repeated for `patience` seconds; then, or where it refuses the
-        key, is gone or full, IngestStopped is raised with the report. `progress` is called with the report
-        so far, a few times a second. Called again, ingest goes on from where it was, whatever ended it.
+        show the two as one hit; to tell, every new or changed image is read first. A failed image is listed
+        in the report and stops nothing, unless `on_error="raise"`. Where the store does not answer, requests
+        are repeated for `patience` seconds; then, or where it refuses the key, is gone or full, IngestStopped
+        is raised with the report. `progress` is called with the report so far, a few times a second. Called
+        again, ingest goes on from where it was, whatever ended it.
         """
         opened = self._open(source, (image, key, payload), storage_options)
         options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
