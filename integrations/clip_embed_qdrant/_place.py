@@ -202,7 +202,7 @@ class Place:
             facts.segments,
             facts.bytes,
             meta.sources,
-            beside and (beside.model or beside.stamp.space),
+            (beside.model or beside.stamp.space) if beside else None,
             self.sink.count(HasVector(beside.name)) if beside else 0,
         )
 

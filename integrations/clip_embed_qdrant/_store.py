@@ -73,7 +73,7 @@ class ImageStore:
         indexes: Mapping[str, IndexKind] | None = None,
     ) -> None:
         address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
-        self._indexes = dict(indexes or {})
+        self._indexes: dict[str, IndexKind] = dict(indexes or {})
         self._place = Place(address, embedder, self._indexes, adopt=adopt)
         self._sink = self._place.sink
         self.last_report: IngestReport | None = None
@@ -243,8 +243,7 @@ class ImageStore:
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.
 
-        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers, which do so
-        by themselves.
+        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers.
         """
         self._place.existing()
         self._sink.optimize()
