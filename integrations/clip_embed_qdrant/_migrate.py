@@ -181,13 +181,19 @@ class Migration:
         """Make room for the second vectors; what a crash left of it is used."""
         self._sink.open_for_writing()
         meta = self._place.current()
-        if meta.beside is None:
+        fresh = meta.beside is None
+        if fresh:
             taken = self._sink.vector_names()
             names = (f"{VECTOR}-{number}" for number in range(2, len(taken) + 3))
             name = next(each for each in (VECTOR, *names) if each not in taken)
             self._place.note(replace(meta, beside=vectors_of(self._embedder, name)))
         beside = self._both()[1]
-        self._sink.add_vector(beside.name, beside.stamp.dim)
+        try:
+            self._sink.add_vector(beside.name, beside.stamp.dim)
+        except StoreError:
+            if fresh:  # a server before 1.18, a key that may only write points
+                self._place.note(meta)
+            raise
         return beside
 
     def _sampled(self, both: All, count: int) -> Iterator[_Question]:

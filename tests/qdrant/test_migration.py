@@ -285,7 +285,11 @@ def test_a_server_that_stops(pictures: Path, embedder: ClipEmbedder, other: Clip
         with ImageStore(**where, embedder=embedder) as store:
             store.ingest(pictures)
             migration = store.migration(other)
-            wire.faults.append(Fault("full", operations=("vectors",)))
+            wire.faults.append(Fault("gone", operations=("add vector",)))
+            with pytest.raises(StoreError, match="404"):
+                migration.run(pictures)
+            assert store.status().beside is None
+            wire.faults[:] = [Fault("full", operations=("vectors",))]
             with pytest.raises(IngestStopped, match="free space on the server"):
                 migration.run(pictures)
             assert best(store) == "red.png"
