@@ -98,6 +98,9 @@ def test_what_is_not_stored_as_it_is_gets_no_vector(
     assert len(store.search(text="red", k=20)) == 9
     with pytest.raises(StoreError, match=r"1 images in .* have only the vector that would be dropped"):
         migration.drop()
+    with serve() as wire:
+        copied = store.copy_to(wire.url, "copied", grpc_port=None)
+    assert (copied.written, [failure.key for failure in copied.failed]) == (9, ["late.png"])
     assert store.ingest(pictures).written == 1  # unchanged, but not to be found
     migration.drop()
     assert len(store.search(text="red", k=20)) == 10
