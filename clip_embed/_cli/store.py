@@ -301,6 +301,8 @@ def status(store: str, collection: str | None, api_key: str | None, as_json: boo
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
+        if facts["beside"] is None:
+            del facts["points_beside"]
         facts["sources"] = ", ".join(f"{prefix}{root}" for prefix, root in facts["sources"].items())
         rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()]
         click.echo(format_table(("fact", "value"), [row for row in rows if row[1] is not None], widest=4096))
