@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from qdrant_wire import serve
+from qdrant_wire import Fault, serve
 
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed.testing import FakeModel
@@ -237,7 +237,7 @@ def test_searching_elsewhere_goes_on_until_the_old_is_dropped(
     """A process that opened the store with the old model keeps its answers, then is told to open it again."""
     with serve() as wire:
         where = {"location": wire.url, "grpc_port": wire.grpc_port, "collection": "photos"}
-        with ImageStore(**where, embedder=embedder) as here, ImageStore(**where, embedder=embedder) as there:
+        with ImageStore(**where, embedder=embedder) as here:
             here.ingest(pictures)
             with ImageStore(**where, embedder=embedder) as elsewhere:
                 migration = here.migration(other)
@@ -250,7 +250,6 @@ def test_searching_elsewhere_goes_on_until_the_old_is_dropped(
                 migration.drop()
                 with pytest.raises(StoreError, match="switched to another model meanwhile: open it again"):
                     elsewhere.search(text="red")
-            del there
 
 
 def test_an_image_that_is_replaced_meanwhile_keeps_no_stale_vector(
@@ -281,8 +280,6 @@ def test_an_image_that_is_replaced_meanwhile_keeps_no_stale_vector(
 
 def test_a_server_that_stops(pictures: Path, embedder: ClipEmbedder, other: ClipEmbedder) -> None:
     """The report so far, and the next run goes on; nothing of the old is touched."""
-    from qdrant_wire import Fault
-
     with serve() as wire:
         where = {"location": wire.url, "grpc_port": None, "collection": "photos"}
         with ImageStore(**where, embedder=embedder) as store:
