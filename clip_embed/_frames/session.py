@@ -65,15 +65,15 @@ def announce(embedder: ClipEmbedder) -> None:
 
 
 def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
-    """Return the vector of one text, float32 (1, d)."""
+    """Return the vector of one text, float32 (d,)."""
     if not isinstance(text, str):
         raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
     announce(embedder)
-    return embedder.embed_texts([text])
+    return embedder.embed_texts([text])[0]
 
 
 def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
-    """Return the vector of one image, float32 (1, d), or the one that is given in its place."""
+    """Return the vector of one image, float32 (d,), or the one that is given in its place."""
     numbers: Any = image
     if hasattr(image, "to_numpy"):  # a row of a column of polars
         numbers = numbers.to_numpy()
@@ -83,9 +83,9 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
             )
-        return unit_rows(vector[None])
+        return unit_rows(vector[None])[0]
     announce(embedder)
-    return embedder.embed_images([cast("ImageInput", image)])
+    return embedder.embed_images([cast("ImageInput", image)])[0]
 
 
 def _checked(embedder: object) -> ClipEmbedder:

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed._classify import Labels
 from clip_embed._frames.embedding import embed_images_of
-from clip_embed._frames.ranking import best, group_alike
+from clip_embed._frames.ranking import group_alike
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
-from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, open_vectors
+from clip_embed._frames.vectors import Part, Places, VectorColumn, flat_rows, measure, open_vectors
 from clip_embed._images.source import ImageInput
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32, ImagePolicy
@@ -87,7 +87,7 @@ def score(
     """
     clip = the_embedder(embedder)
     query = text_vector(clip, text)
-    cosines = compared(data, column, clip).cosines(query)[:, 0]
+    cosines = compared(data, column, clip).cosines(query)
     return pd.Series(cosines, index=data.index, name="score")
 
 
@@ -107,7 +107,8 @@ def search(
     `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
     """
     clip = the_embedder(embedder)
-    return _ranked(data, compared(data, column, clip).cosines(text_vector(clip, text)), k, into, clip.policy)
+    found = compared(data, column, clip).most_alike(text_vector(clip, text), k)
+    return _ranked(data, found, into, clip.policy)
 
 
 def similar(
@@ -126,8 +127,8 @@ def similar(
     Raises ImageBatchError where the image cannot be used.
     """
     clip = the_embedder(embedder)
-    query = image_vector(clip, image)
-    return _ranked(data, compared(data, column, clip).cosines(query), k, into, clip.policy)
+    found = compared(data, column, clip).most_alike(image_vector(clip, image), k)
+    return _ranked(data, found, into, clip.policy)
 
 
 def classify(
@@ -250,14 +251,15 @@ def _embed_series(
 ) -> tuple[Any, list[str | None]]:
     """Return the stamped vectors of a column of images as a pandas array, and why each image failed."""
     rows, valid, reasons = embed_images_of(images_of(series, where), len(series), clip, warn=warn)
-    vectors = stamp_vectors(vector_array(rows, valid), clip)
-    return pd.arrays.ArrowExtensionArray(pa.chunked_array([vectors])), reasons
+    vectors = pa.chunked_array([stamp_vectors(vector_array(rows, valid), clip)])
+    measure(vectors)
+    return pd.arrays.ArrowExtensionArray(vectors), reasons
 
 
-def _ranked(data: Data, scores: Float32, k: int, into: str, policy: ImagePolicy) -> Gallery:
-    places = best(scores[:, 0], k)
+def _ranked(data: Data, found: tuple[Places, Float32], into: str, policy: ImagePolicy) -> Gallery:
+    places, cosines = found
     result = _frame(data).iloc[places]
-    result[into] = scores[places, 0]
+    result[into] = cosines
     return as_gallery(result, score=into, policy=policy)
 
 

@@ -12,7 +12,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._classify import Labels, read_labels
 from clip_embed._frames.columns import image_items
 from clip_embed._frames.embedding import embed_images_of
-from clip_embed._frames.ranking import Method, best, group_alike, project_rows
+from clip_embed._frames.ranking import Method, group_alike, project_rows
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn
 from clip_embed._templates import DEFAULT_TEMPLATES
@@ -65,7 +65,7 @@ def score(
     """
     clip = the_embedder(embedder)
     query = text_vector(clip, text)
-    return pl.Series("score", _cosines(data, column, clip, query), pl.Float32, nan_to_null=True)
+    return pl.Series("score", _compared(data, column, clip).cosines(query), pl.Float32, nan_to_null=True)
 
 
 def search(
@@ -232,24 +232,17 @@ def _rank(
     column, into, clip = names
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
-        scores = _cosines(batch, column, clip, query())
-        places = best(scores, k)
-        return batch[places].with_columns(pl.Series(into, scores[places], pl.Float32))
+        places, cosines = _compared(batch, column, clip).most_alike(query(), k)
+        return batch[places].with_columns(pl.Series(into, cosines, pl.Float32))
 
     return _apply(frame, work, {into: pl.Float32()})
-
-
-def _cosines(
-    data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder, query: Float32
-) -> Float32:
-    return _compared(data, column, clip).cosines(query)[:, 0]
 
 
 def _compared(data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors that are to be compared: those that are there, or those of the images."""
     series = data if isinstance(data, pl.Series) else pick(data, column, "vectors", "images")
     where = f"column {series.name!r}"
-    vectors = to_vectors(series, clip, where)
+    vectors = to_vectors(series, clip, where, owner=data)
     if vectors is not None:
         return vectors
     items = image_items(check_images(series, where))
