@@ -148,6 +148,23 @@ def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> 
         frame.clip.classify(["red"])
 
 
+def test_probabilities_of_all_labels(frame: Any, clip: ClipEmbedder) -> None:  # noqa: ANN401
+    """A column for each label with the frame's index; shares of an image, or each for itself with `multi`."""
+    data = pd.concat([frame, pd.DataFrame({"img": [None]}, index=[99])])
+    labels = {"red": ["red", "crimson"], "blue": "navy"}
+    for multi in (False, True):
+        found = cp.probabilities(data, labels, multi=multi, other="neither")
+        assert found.columns.tolist() == ["red", "blue", "neither"]
+        assert found.index.tolist() == data.index.tolist()
+        expected = clip.classify(frame["img"].tolist(), labels, multi=multi, other="neither").probabilities
+        np.testing.assert_allclose(found[:-1], expected, atol=1e-5)
+        assert found.iloc[-1].isna().all()
+        best = data.clip.classify(labels, multi=multi, other="neither")
+        assert best["label"].tolist()[:-1] == found[:-1].idxmax(axis=1).tolist()
+        assert best["probability"][:-1].tolist() == found[:-1].max(axis=1).tolist()
+    assert cp.probabilities(frame["img"], ["red"], multi=True).shape == (5, 1)
+
+
 def test_duplicates_come_in_groups(frame: Any) -> None:  # noqa: ANN401
     """Copies stand together, the first of each group with 1; what is alone is left out."""
     data = pd.concat([frame, frame.iloc[[2, 0, 2]]])

@@ -136,24 +136,49 @@ def classify(
     labels: Labels,
     *,
     templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
     other: str | None = None,
     column: Hashable | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Gallery:
     """Return the frame with the likeliest of the labels (`label`, categorical) and its `probability`.
 
-    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
-    image among them, whatever it shows, unless `other` names one for what is none of them.
-    NA where there is no vector. `column` as in `score`.
+    Labels, templates, `multi`, `other` and probabilities as in `ClipEmbedder.classify`: the labels given
+    share each image among them, whatever it shows, unless `other` names one for what is none of them; with
+    `multi` each has its probability against none. `probabilities` gives those of all labels. NA where there
+    is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
-    found = clip.classify(vectors.units(), labels, templates=templates, other=other)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = _frame(data)
     result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
     result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
     return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
+
+
+def probabilities(
+    data: Data,
+    labels: Labels,
+    *,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
+    other: str | None = None,
+    column: Hashable | None = None,
+    embedder: ClipEmbedder | None = None,
+) -> pd.DataFrame:
+    """Return the probability of each label for each image: a float32 column a label, index as the frame.
+
+    >>> tags = df.clip.probabilities(["car", "person", "dog"], multi=True) > 0.5    # all that are in a photo
+
+    Arguments as in `classify`. Rows sum to 1 unless `multi`. NaN where there is no vector.
+    """
+    clip = the_embedder(embedder)
+    vectors = compared(data, column, clip)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
+    shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
+    return pd.DataFrame(shares, index=data.index, columns=list(found.labels))
 
 
 def duplicates(

@@ -108,22 +108,24 @@ def classify(
     labels: Labels,
     *,
     templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
     other: str | None = None,
     column: str | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Frame:
     """Return the frame with the likeliest of the labels (`label`, an Enum) and its `probability`.
 
-    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
-    image among them, whatever it shows, unless `other` names one for what is none of them.
-    Null where there is no vector. `column` as in `score`.
+    Labels, templates, `multi`, `other` and probabilities as in `ClipEmbedder.classify`: the labels given
+    share each image among them, whatever it shows, unless `other` names one for what is none of them; with
+    `multi` each has its probability against none. `probabilities` gives those of all labels. Null where
+    there is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
-    kind = pl.Enum(list(read_labels(labels, other, multi=False)))
+    kind = pl.Enum(list(read_labels(labels, other, multi=multi)))
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         vectors = _compared(batch, column, clip)
-        found = clip.classify(vectors.units(), labels, templates=templates, other=other)
+        found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
         shares = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
         names = [name if known else None for name, known in zip(found.best, vectors.valid, strict=True)]
         return batch.with_columns(
@@ -131,6 +133,32 @@ def classify(
         )
 
     return _apply(frame, work, {"label": kind, "probability": pl.Float32()})
+
+
+def probabilities(
+    data: pl.DataFrame | pl.Series,
+    labels: Labels,
+    *,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
+    other: str | None = None,
+    column: str | None = None,
+    embedder: ClipEmbedder | None = None,
+) -> pl.DataFrame:
+    """Return the probability of each label for each image: a Float32 column a label, rows in order.
+
+    Arguments as in `classify`. Rows sum to 1 unless `multi`. Null where there is no vector.
+    """
+    clip = the_embedder(embedder)
+    vectors = _compared(data, column, clip)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
+    shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
+    return pl.DataFrame(
+        [
+            pl.Series(label, share, pl.Float32, nan_to_null=True)
+            for label, share in zip(found.labels, shares.T, strict=True)
+        ]
+    )
 
 
 def duplicates(
