@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+_PATIENCE = 0.5  # seconds without a bar: what takes no longer needs none
 _PAUSE = 1.0  # seconds after which a call begins other work
 _BETWEEN = 0.2  # seconds between two looks of the bar
 
@@ -28,19 +29,26 @@ class Progress:
     >>> with Progress("Embedding", 1000) as progress:
     ...     progress.add(32)
 
-    What takes less than `patience` seconds shows nothing, and the bar goes when the work is over. Work is
-    what lies between `begin` and `end`, which a `with` calls; they nest. Work that begins within a second of
-    the end of the last counts on, so that many short calls can be one work. Thread-safe.
+    What takes less than `patience` seconds, half a one by default, shows nothing, and the bar goes when the
+    work is over. Work is what lies between `begin` and `end`, which a `with` calls; they nest. Work that
+    begins within a second of the end of the last counts on, so that many short calls can be one work.
+    Thread-safe.
     """
 
     def __init__(
-        self, label: str = "clip-embed", total: int | None = None, *, enabled: bool = True, patience: float = 0.5
+        self,
+        label: str = "clip-embed",
+        total: int | None = None,
+        *,
+        enabled: bool = True,
+        patience: float | None = None,
     ) -> None:
         self.enabled = enabled
-        self._label, self._total, self._patience = label, total, patience
+        self._label, self._total = label, total
+        self._patience = _PATIENCE if patience is None else patience
         self._lock = threading.Lock()
         self._bar: Any = None
-        self._works = self._done = self._failed = 0
+        self.done = self.failed = self._works = 0
         self._began = self._ended = 0.0
 
     def __enter__(self) -> Self:
@@ -54,20 +62,20 @@ class Progress:
         """Note that a piece of work begins."""
         with self._lock:
             if not self._works and time.monotonic() > self._ended + _PAUSE:
-                self._began, self._done, self._failed = time.monotonic(), 0, 0
+                self._began, self.done, self.failed = time.monotonic(), 0, 0
             self._works += 1
 
     def add(self, images: int, failed: int = 0) -> None:
         """Note that so many more images are done, those that failed included."""
         with self._lock:
-            self._done += images
-            self._failed += failed
+            self.done += images
+            self.failed += failed
             if self._bar is None and self._works and self.enabled:
                 self._bar = self._open(time.monotonic() - self._began)
             if self._bar is not None:
-                if self._failed:
-                    self._bar.set_postfix(failed=self._failed, refresh=False)
-                self._bar.update(self._done - self._bar.n)
+                if self.failed:
+                    self._bar.set_postfix(failed=self.failed, refresh=False)
+                self._bar.update(self.done - self._bar.n)
 
     def fail(self, images: int) -> None:
         """Note that so many of the images that are done failed."""
@@ -90,33 +98,36 @@ class Progress:
         if in_notebook():
             kind: Any = _NotebookBar
         elif sys.stderr is not None and sys.stderr.isatty():
-            kind = tqdm
+            kind = _TerminalBar
         else:
             return None
-        looks = {"unit": " images", "file": sys.stderr, "leave": False, "mininterval": _BETWEEN}
-        bar = kind(desc=self._label, total=self._total, delay=1e-9, **looks)  # shows no line of zeros
+        # A delay, so that there is no line of zeros to begin with.
+        looks = {"delay": 1e-9, "leave": False, "mininterval": _BETWEEN, "miniters": 1}
+        bar = kind(desc=self._label, total=self._total, unit=" images", file=sys.stderr, **looks)
         bar.start_t -= seconds
         bar.last_print_t = bar.start_t
         return bar
 
 
-class _NotebookBar(tqdm):  # pyright: ignore[reportMissingTypeArgument, reportUntypedBaseClass]
-    """The same as an HTML element in the output of the cell: needs no widgets."""
+class _TerminalBar(tqdm):
+    """A line on stderr."""
+
+    monitor_interval = 0  # no thread
+
+
+class _NotebookBar(_TerminalBar):
+    """An HTML element in the output of the cell: needs no widgets."""
 
     _handle: Any = None
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002
-        """Show the numbers as they are now."""
-        facts: dict[str, Any] = self.format_dict
-        share = f' value="{self.n}" max="{self.total}"' if self.total else ""
-        text = self.format_meter(**{**facts, "ncols": 0})
-        self._write(f"<div><progress{share}></progress> {html.escape(text)}</div>")
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self.disable = True
-        if self._handle is not None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the numbers as they are now, or nothing any more where `msg` is empty."""
+        if msg is not None:
             self._write("")
+            return
+        share = f' value="{self.n}" max="{self.total}"' if self.total else ""
+        text = html.escape(self.format_meter(**{**self.format_dict, "ncols": 0}))
+        self._write(f"<div><progress{share}></progress> {text}</div>")
 
     def _write(self, markup: str) -> None:
         shown: Any = import_module("IPython.display")

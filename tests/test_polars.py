@@ -110,7 +110,10 @@ def test_answers(frame: pl.DataFrame) -> None:
     shares = cp.probabilities(done, ["red", "blue"], multi=True)
     assert shares.columns == ["red", "blue"]
     assert shares["red"].null_count() == 1
-    assert shares.max_horizontal().to_list() == cp.classify(done, ["red", "blue"], multi=True)["probability"].to_list()
+    assert (
+        shares.max_horizontal().to_list()
+        == cp.classify(done, ["red", "blue"], multi=True)["probability"].to_list()
+    )
     twice = pl.concat([done, done])
     assert cp.duplicates(twice, 0.999)["group"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
     scores = cp.score(done, "red")

@@ -12,8 +12,8 @@ import numpy as np
 
 from clip_embed._default import default_embedder
 from clip_embed._embedder import ClipEmbedder
-from clip_embed._frames.progress import in_notebook
 from clip_embed._images.source import ImageInput
+from clip_embed._progress import in_notebook
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import SpaceMismatch
