@@ -109,7 +109,7 @@ class Progress:
         return bar
 
 
-class _TerminalBar(tqdm):
+class _TerminalBar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
     """A line on stderr."""
 
     monitor_interval = 0  # no thread
@@ -126,7 +126,8 @@ class _NotebookBar(_TerminalBar):
             self._write("")
             return
         share = f' value="{self.n}" max="{self.total}"' if self.total else ""
-        text = html.escape(self.format_meter(**{**self.format_dict, "ncols": 0}))
+        facts: dict[str, Any] = {**self.format_dict, "ncols": 0}  # pyright: ignore[reportUnknownMemberType]
+        text = html.escape(tqdm.format_meter(**facts))  # pyright: ignore[reportUnknownMemberType]
         self._write(f"<div><progress{share}></progress> {text}</div>")
 
     def _write(self, markup: str) -> None:
