@@ -75,6 +75,9 @@ def test_a_gallery_is_a_frame_that_shows_pictures(tmp_path: Path) -> None:
         assert type(other) is pd.DataFrame
     assert "no image" in frame.clip.gallery()._repr_html_()
     assert type(found.clip.gallery()) is cp.Gallery
+    labelled = pd.DataFrame(frame.clip.classify(["red", "blue"])).clip.gallery()._repr_html_()
+    assert "· red" in labelled
+    assert labelled.count("<b>0.") + labelled.count("<b>1.") == 2
     with pd.option_context("display.notebook_repr_html", False):
         assert found._repr_html_() is None
     assert "<table" in cp.search(frame.clip.embed()[["embedding"]], "red")._repr_html_()  # nothing to show

@@ -57,9 +57,11 @@ class Part:
         with np.errstate(invalid="ignore", over="ignore"):
             return np.asarray(self.rows @ query / self._lengths, np.float32)
 
-    def at(self, places: Places) -> Part:
-        """Return some of the rows, copied."""
-        return Part(self.rows[places], self.present[places])
+    def cosines_at(self, query: Float32, places: Places) -> Float32:
+        """Return `cosines` of some of the rows."""
+        if 4 * len(places) > len(self.rows):  # rather than copy them
+            return self.cosines(query)[places]
+        return Part(self.rows[places], self.present[places]).cosines(query)
 
     def _pass(self, query: Float32 | None) -> Float32:
         """Return the products with the query, without one nothing of use; lengths are kept if they were not.
@@ -129,7 +131,7 @@ class VectorColumn:
         starts = np.cumsum([0, *(len(part.rows) for part in self.parts)])
         cosines = _joined(
             [
-                part.at(near[(start <= near) & (near < end)] - start).cosines(query)
+                part.cosines_at(query, near[(start <= near) & (near < end)] - start)
                 for part, start, end in zip(self.parts, starts[:-1], starts[1:], strict=True)
             ]
         )

@@ -226,13 +226,16 @@ def failures(
 
 
 def gallery(data: Data, *, column: Hashable | None = None) -> Gallery:
-    """Return the frame as one that a notebook shows as pictures, in order; a `score` is shown with them.
+    """Return what a notebook shows as the pictures of a frame, in order, with score, label and group.
 
     `column` names the images, and may be left out where only one column holds some. Pictures are small,
     and made when they are shown: those of the first 24 rows. Methods of it give plain frames again.
     """
-    name, _ = pick(_frame(data), column, "images")
-    return as_gallery(_frame(data), image=name, score="score" if "score" in _frame(data).columns else None)
+    frame = _frame(data)
+    name, _ = pick(frame, column, "images")
+    score = next((name for name in ("score", "probability") if name in frame.columns), None)
+    texts = [name for name in ("label", "group") if name in frame.columns]
+    return as_gallery(frame, image=name, score=score, texts=texts)
 
 
 def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
