@@ -9,7 +9,7 @@ import time
 from importlib import import_module
 from typing import Any, Self
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 _PATIENCE = 0.5  # seconds without a bar: what takes no longer needs none
 _PAUSE = 1.0  # seconds after which a call begins other work
@@ -109,7 +109,7 @@ class Progress:
         return bar
 
 
-class _TerminalBar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
+class _TerminalBar(tqdm):  # type: ignore[misc]  # pyright: ignore[reportMissingTypeArgument]
     """A line on stderr."""
 
     monitor_interval = 0  # no thread

@@ -69,7 +69,8 @@ def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
     if not isinstance(text, str):
         raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
     announce(embedder)
-    return embedder.embed_texts([text])[0]
+    vector: Float32 = embedder.embed_texts([text])[0]
+    return vector
 
 
 def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
@@ -78,14 +79,17 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
     if hasattr(image, "to_numpy"):  # a row of a column of polars
         numbers = numbers.to_numpy()
     if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
-        vector = np.asarray(numbers, np.float32)
+        vector: Float32 = np.asarray(numbers, np.float32)
         if vector.shape != (embedder.dim,):
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
             )
-        return unit_rows(vector[None])[0]
-    announce(embedder)
-    return embedder.embed_images([cast("ImageInput", image)])[0]
+        rows = unit_rows(vector[None])
+    else:
+        announce(embedder)
+        rows = embedder.embed_images([cast("ImageInput", image)])
+    first: Float32 = rows[0]
+    return first
 
 
 def _checked(embedder: object) -> ClipEmbedder:

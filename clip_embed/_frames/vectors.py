@@ -47,8 +47,8 @@ class Part:
     def cosines(self, query: Float32) -> Float32:
         """Return float32 (n,). The first time lengths are measured as well, while rows are at hand."""
         products = self._pass(query)
-        products /= self.lengths()
-        return products
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(products / self.lengths(), np.float32)
 
     def estimates(self, query: Float32) -> Float32:
         """Return `cosines` up to rounding: once lengths are known, as fast as the product of a matrix."""
