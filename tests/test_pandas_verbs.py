@@ -128,6 +128,13 @@ def test_similar_takes_an_image_or_a_vector(frame: Any) -> None:  # noqa: ANN401
         frame.clip.similar([0.0, 1.0, 2.0])
 
 
+@pytest.mark.parametrize("number", [0, np.nan, np.inf])
+def test_similar_refuses_a_vector_without_direction(frame: Any, number: float) -> None:  # noqa: ANN401
+    """What no image can be like is an error, not an empty or arbitrary answer."""
+    with pytest.raises(ValueError, match="is like no image"):
+        frame.clip.similar(np.full(16, number, np.float32))
+
+
 def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> None:  # noqa: ANN401
     """The likeliest label of each row as a category; NA where there is no image."""
     labels = ["red", "blue", "green"]

@@ -15,7 +15,7 @@ from clip_embed._embedder import ClipEmbedder
 from clip_embed._images.source import ImageInput
 from clip_embed._progress import in_notebook
 from clip_embed._types import Float32
-from clip_embed._vectors import unit_rows
+from clip_embed._vectors import has_direction, unit_rows
 from clip_embed.errors import SpaceMismatch
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
             )
+        if not has_direction(vector):
+            raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
         rows = unit_rows(vector[None])
     else:
         announce(embedder)

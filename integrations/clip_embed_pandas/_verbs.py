@@ -124,7 +124,7 @@ def similar(
 
     `image` is a path, bytes, a PIL image, a uint8 array, a mapping, or a vector (d,) that is there
     already: `df.clip.similar(df["embedding"].iloc[0])`. A row of the image itself comes first, with 1.
-    Raises ImageBatchError where the image cannot be used.
+    Raises ImageBatchError where the image cannot be used, ValueError for a vector without a direction.
     """
     clip = the_embedder(embedder)
     found = compared(data, column, clip).most_alike(image_vector(clip, image), k)

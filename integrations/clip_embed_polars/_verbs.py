@@ -97,7 +97,7 @@ def similar(
     """Return the k rows whose images are most like one image, as `search` does for a text.
 
     `image` is a path, bytes, a PIL image, a uint8 array, a mapping, or a vector (d,) that is there already.
-    Raises ImageBatchError where it cannot be used.
+    Raises ImageBatchError where it cannot be used, ValueError for a vector without a direction.
     """
     clip = the_embedder(embedder)
     return _rank(frame, lambda: image_vector(clip, image), k, (column, into, clip))
