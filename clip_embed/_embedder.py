@@ -40,7 +40,7 @@ Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
 
 
 class Settings(NamedTuple):
-    """What an embedder is made of again in another process."""
+    """What an embedder was made with, and is made of again in another process."""
 
     model: str | Path | Model
     device: str
@@ -102,7 +102,7 @@ class ClipEmbedder:
         self._policy = policy or ImagePolicy()
         self._cache = _as_cache(cache)
         found = path_or_model(model)
-        self._settings = Settings(found, device, precision, batch_size, workers, self._policy, self._cache)
+        self.settings = Settings(found, device, precision, batch_size, workers, self._policy, self._cache)
         self._cached_towers: CachedTowers | None = None
         self._stamp: Stamp | None = None
         self._labels = LabelVectors()
@@ -117,7 +117,7 @@ class ClipEmbedder:
 
     def __reduce__(self) -> tuple[Callable[[Settings], ClipEmbedder], tuple[Settings]]:
         """Travel to another process as settings: weights load there, once for all copies of one embedder."""
-        return _revive, (self._settings,)
+        return _revive, (self.settings,)
 
     def __repr__(self) -> str:
         source = describe(self._source)

@@ -24,7 +24,7 @@ def test_an_embedder_gives_the_same_vectors_elsewhere() -> None:
     again = _sent(clip)
     pixels = np.full((2, 5, 5, 3), 200, np.uint8)
     np.testing.assert_array_equal(again.embed_images(pixels), clip.embed_images(pixels))
-    with pytest.raises(ImageBatchError, match="max_pixels|pixels"):
+    with pytest.raises(ImageBatchError, match="pixels"):
         again.embed_images(np.zeros((1, 9, 9, 3), np.uint8))
 
 
