@@ -78,8 +78,8 @@ def table(tmp_path: Path) -> pa.Table:
 
 
 def _workers(folder: Path) -> list[int]:
-    """The processes that have embedded something."""
-    return [int(path.name) for path in folder.iterdir()]
+    """The other processes that have embedded something."""
+    return [pid for path in folder.iterdir() if (pid := int(path.name)) != os.getpid()]
 
 
 def _kill_a_worker(cluster: Any, seen: Path) -> str:  # noqa: ANN401
