@@ -231,6 +231,7 @@ def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
 def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
     """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
     from clip_embed._cli.folder_index import find_photos, index_folder
+    from clip_embed._progress import Progress
 
     photos = find_photos(folder)
     if not photos:
@@ -238,10 +239,9 @@ def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderInde
     click.echo(f"Loading {name} …", err=True)
     embedder.load()
     started = time.perf_counter()
-    with click.progressbar(
-        length=len(photos), label=f"Reading {len(photos):,} photos", file=sys.stderr
-    ) as bar:
-        index = index_folder(folder, photos, embedder, bar.update)
+    click.echo(f"Reading {len(photos):,} photos", err=True)
+    with Progress("Reading", len(photos)) as progress:
+        index = index_folder(folder, photos, embedder, progress.add)
     seconds = time.perf_counter() - started
     if index.embedded:
         click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)

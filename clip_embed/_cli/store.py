@@ -17,6 +17,7 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.signals import Stopped
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
+from clip_embed._progress import Progress
 
 if TYPE_CHECKING:
     from clip_embed_qdrant import Failures, ImageStore, IngestReport, IngestStopped
@@ -243,12 +244,9 @@ def _parse_indexes(given: tuple[str, ...]) -> dict[str, Any]:
 @contextmanager
 def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestReport], None]]:
     """Give a function that shows how far a job is: a bar on a terminal, else a line now and then."""
-    label = verb if total is None else f"{verb} {total:,} images"
+    click.echo(verb if total is None else f"{verb} {total:,} images", err=True)
     told = time.monotonic()
-    shown: Any = click.progressbar(
-        length=total or 0, file=sys.stderr, label=label, item_show_func=cast("Any", _rate), show_pos=True
-    )
-    with shown as bar:
+    with Progress(verb, total) as bar:
 
         def show(report: IngestReport) -> None:
             nonlocal told
@@ -256,20 +254,12 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
                 click.echo(f"\nUntil then: {report}. Run it again to go on from there.", err=True)
             elif sys.stderr.isatty():
                 done = report.skipped + report.written + len(report.failed)
-                bar.update(done - bar.pos, report)
+                bar.add(done - bar.done, len(report.failed) - bar.failed)
             elif time.monotonic() - told > _BETWEEN_LINES:
                 told = time.monotonic()
                 click.echo(str(report), err=True)
 
         yield show
-
-
-def _rate(report: IngestReport | None) -> str | None:
-    if report is None:
-        return None
-    done = report.skipped + report.written
-    failed = f", {len(report.failed):,} failed" if report.failed else ""
-    return f"{done / max(report.seconds, 1e-9):,.0f} images/s{failed}"
 
 
 def _say(report: IngestReport, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is done with scores and unit vectors: the best, groups of duplicates, two dimensions."""
+"""What is done with unit vectors: groups of duplicates, two dimensions."""
 
 from __future__ import annotations
 
@@ -6,30 +6,14 @@ from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from clip_embed._frames.embedding import Bools
-from clip_embed._frames.vectors import VectorColumn
+from clip_embed._frames.vectors import Places, VectorColumn
 from clip_embed._types import Float32
 from clip_embed.errors import MissingExtra
 
-Places = npt.NDArray[np.intp]
 Method = Literal["pca", "umap"]
 _BLOCK = 1024
-
-
-def best(scores: Float32, k: int) -> Places:
-    """Return the places of the k largest of n scores, largest first; of equals the first, no NaN."""
-    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"k must be a whole number from 1, not {k!r}")
-    known = np.flatnonzero(~np.isnan(scores))
-    values = scores[known]
-    if k < len(values):
-        least = np.partition(values, len(values) - k)[len(values) - k]
-        above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
-        chosen = np.sort(np.concatenate([above, equal[: k - len(above)]]))
-        known, values = known[chosen], values[chosen]
-    return known[np.argsort(-values, kind="stable")]
 
 
 def group_alike(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Places, Float32]:

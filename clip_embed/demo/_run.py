@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from clip_embed import ClipEmbedder, MissingExtra
 from clip_embed._cli.gallery import Tile, write_gallery
 from clip_embed._cli.sql import connect
 from clip_embed._cli.table import format_table
+from clip_embed._progress import Progress
 from clip_embed.demo import photos
 from clip_embed_duckdb import register
 
@@ -96,14 +96,15 @@ def _fill(connection: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> floa
     connection.execute("CREATE OR REPLACE TABLE photos (file VARCHAR, img BLOB)")
     images = {path.name: path.read_bytes() for path in photos()}
     started = time.perf_counter()
+    click.echo("Photos going in")
     with (
-        click.progressbar(length=len(images), label="Photos going in", file=sys.stdout) as bar,
+        Progress("Photos going in", len(images)) as progress,
         embedder.stream_images(images.items()) as batches,
     ):
         for batch in batches:
             rows = [(name, images[str(name)]) for name in batch.keys]
             connection.executemany("INSERT INTO photos VALUES (?, ?)", rows)
-            bar.update(len(rows))
+            progress.add(len(rows))
     return (time.perf_counter() - started) / len(images) * 1000
 
 
