@@ -18,6 +18,7 @@ from clip_embed._moderate import (
 )
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
+from clip_embed._visual import Duplicates, Matches, diverse, duplicates, similar
 from clip_embed.errors import (
     ClipEmbedError,
     ImageBatchError,
@@ -39,6 +40,7 @@ __all__ = [
     "ClipEmbedError",
     "ClipEmbedder",
     "Decision",
+    "Duplicates",
     "EmbeddedBatch",
     "EmbeddingCache",
     "ImageBatchError",
@@ -48,6 +50,7 @@ __all__ = [
     "ImageSpec",
     "ImageStream",
     "LabelReport",
+    "Matches",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -61,7 +64,10 @@ __all__ = [
     "Stamp",
     "adopt",
     "calibrate",
+    "diverse",
+    "duplicates",
     "evaluate_retrieval",
     "explain_labels",
     "moderate",
+    "similar",
 ]

@@ -10,29 +10,25 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
+from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
-from clip_embed._cli.table import format_table, one_line
+from clip_embed._cli.table import format_table
+from clip_embed._cli.visual import VISUAL_COMMANDS
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
 from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
-    from clip_embed._cli.folder_index import FolderIndex
-    from clip_embed._types import ImageFailure
+    pass
 
-_MODEL_HELP = (
-    "Hub name (or name@revision), local folder, or offline. [default: CLIP_EMBED_MODEL, else ViT-B/32]"
-)
 _EXTRAS = {"duckdb": "duckdb", "prompt_toolkit": "shell", "pygments": "shell"}
 
 
@@ -58,14 +54,6 @@ class _Group(click.Group):
             raise
         except (ClipEmbedError, OSError) as error:
             raise click.ClickException(str(error)) from error
-
-
-def _model_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--model", metavar="NAME", default=None, help=_MODEL_HELP)(command)
-
-
-def _json_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,8 +101,8 @@ def demo(text: str, folder: Path) -> None:
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a gallery.")
 @click.option("--filter", "condition", metavar="JSON", help='Of a store only, as {"size": {"$gte": 10000}}.')
 @store_options
-@_model_option
-@_json_option
+@model_option
+@json_option
 def search(
     where: str,
     text: str,
@@ -143,7 +131,7 @@ def search(
     folder = Path(where)
     name = model or default_model()
     embedder = ClipEmbedder(name)
-    index = _embed_folder(folder, name, embedder)
+    index = embed_folder(folder, name, embedder)
     scores = embedder.scores(index.vectors, [text])[:, 0]
     best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
     if as_json:
@@ -153,7 +141,7 @@ def search(
     if page:
         write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
         click.echo(f"Gallery: {page.resolve()}", err=as_json)
-    _report_failures(index.failures)
+    report_failures(index.failures)
 
 
 @main.command()
@@ -167,8 +155,8 @@ def search(
     show_default=True,
     help="The sentences that labels are put into: 7 or 80.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def classify(
     folder: Path, labels: tuple[str, ...], other: str | None, templates: str, model: str | None, as_json: bool
 ) -> None:
@@ -183,7 +171,7 @@ def classify(
         raise click.UsageError("give at least two labels, none of them twice")
     name = model or default_model()
     embedder = ClipEmbedder(name)
-    index = _embed_folder(folder, name, embedder)
+    index = embed_folder(folder, name, embedder)
     found = embedder.classify(index.vectors, labels, templates=templates, other=other)
     best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
     if as_json:
@@ -195,7 +183,7 @@ def classify(
         click.echo(json.dumps(rows, indent=1))
     else:
         click.echo(format_table(("photo", "label", "probability"), best, widest=4096))
-    _report_failures(index.failures)
+    report_failures(index.failures)
 
 
 @main.command()
@@ -208,8 +196,8 @@ def classify(
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="The Parquet file to write.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
     """Write the vectors of the photos below PHOTOS into a Parquet file.
 
@@ -217,54 +205,24 @@ def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
     embedding_error: DuckDB, pandas and polars read it. A photo that fails has its reason there, and the exit
     code is 1. A run that was ended goes on where it was: vectors stay in the cache folder.
     """
-    from clip_embed._cli.embed import embed_folder
+    from clip_embed._cli.embed import write_vectors
     from clip_embed._cli.folder_index import find_photos
 
     photos = find_photos(folder)
     if not photos:
         raise click.ClickException(f"no photos below {folder}")
-    if embed_folder(folder, target, model or default_model(), photos, as_json=as_json):
+    if write_vectors(folder, target, model or default_model(), photos, as_json=as_json):
         sys.exit(1)
-
-
-def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
-    """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
-    from clip_embed._cli.folder_index import find_photos, index_folder
-
-    photos = find_photos(folder)
-    if not photos:
-        raise click.ClickException(f"no photos below {folder}")
-    click.echo(f"Loading {name} …", err=True)
-    embedder.load()
-    started = time.perf_counter()
-    with click.progressbar(
-        length=len(photos), label=f"Reading {len(photos):,} photos", file=sys.stderr
-    ) as bar:
-        index = index_folder(folder, photos, embedder, bar.update)
-    seconds = time.perf_counter() - started
-    if index.embedded:
-        click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)
-    return index
-
-
-def _report_failures(failures: Sequence[ImageFailure]) -> None:
-    """List failed photos on stderr and leave with exit code 1 if there are any."""
-    if not failures:
-        return
-    click.echo(f"\n{len(failures)} photos could not be used; they are tried again next time:", err=True)
-    for failure in failures:
-        click.echo(f"  {one_line(f'{failure.source}: {failure.reason}')}", err=True)
-    sys.exit(1)
 
 
 @main.command()
 @click.argument("database", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-c", "queries", multiple=True, metavar="QUERY", help="Run QUERY and leave; may be repeated.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
-@_json_option
+@json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for programs.")
 @click.option("--read-only", is_flag=True, help="Leave the file as it is, and others read it meanwhile.")
-@_model_option
+@model_option
 def sql(
     database: Path | None,
     queries: tuple[str, ...],
@@ -292,7 +250,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in COMMANDS:
+for _command in (*COMMANDS, *VISUAL_COMMANDS):
     main.add_command(_command)
 
 
@@ -311,8 +269,8 @@ for _command in COMMANDS:
     show_default=True,
     help="What the model computes in.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def bench(folder: Path | None, images: int, precision: Precision, model: str | None, as_json: bool) -> None:
     """Measure where the time from images to vectors goes on this machine.
 
@@ -342,7 +300,7 @@ def bench(folder: Path | None, images: int, precision: Precision, model: str | N
 
 
 @main.command()
-@_json_option
+@json_option
 def doctor(as_json: bool) -> None:
     """Report versions, device and model, and what to do about what is amiss."""
     from clip_embed._cli.doctor import examine

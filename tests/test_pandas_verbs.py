@@ -20,7 +20,7 @@ from PIL import Image
 import clip_embed_pandas as cp
 from clip_embed import ClipEmbedder, ImageBatchError, ImagePolicy, MissingExtra, SpaceMismatch
 from clip_embed._frames import session
-from clip_embed._frames.ranking import best, group_alike
+from clip_embed._ranking import best, group_alike
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed.testing import FakeModel
 

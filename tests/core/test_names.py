@@ -25,6 +25,7 @@ def test_public_names() -> None:
         "ClipEmbedError",
         "ClipEmbedder",
         "Decision",
+        "Duplicates",
         "EmbeddedBatch",
         "EmbeddingCache",
         "ImageBatchError",
@@ -34,6 +35,7 @@ def test_public_names() -> None:
         "ImageSpec",
         "ImageStream",
         "LabelReport",
+        "Matches",
         "MissingExtra",
         "Model",
         "ModelError",
@@ -47,9 +49,12 @@ def test_public_names() -> None:
         "Stamp",
         "adopt",
         "calibrate",
+        "diverse",
+        "duplicates",
         "evaluate_retrieval",
         "explain_labels",
         "moderate",
+        "similar",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)

@@ -1,0 +1,23 @@
+"""Typed uses of what CLIP is used for: for `mypy --strict` and pyright, never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from clip_embed import ClipEmbedder, Duplicates, Matches, diverse, duplicates, similar
+
+Float32 = npt.NDArray[np.float32]
+
+
+def visual_search(clip: ClipEmbedder, vectors: Float32, column: pa.ChunkedArray[Any]) -> None:
+    """Images, vectors and columns go in, indices and scores come out."""
+    found = assert_type(similar(clip, ["a.jpg"], vectors, unlike=[b"image"], diversity=0.5), Matches)
+    assert_type(found.scores, Float32)
+    assert_type(list(found), list[tuple[int, float]])
+    assert_type(duplicates(clip, column, threshold=0.9), Duplicates)
+    assert_type(duplicates(clip, column).extra, tuple[int, ...])
+    assert_type(diverse(clip, vectors.astype(np.float64), 5), Matches)
