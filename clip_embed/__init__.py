@@ -8,6 +8,7 @@ from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
 from clip_embed._evaluate import Retrieval, evaluate_retrieval
 from clip_embed._explain import LabelReport, explain_labels
+from clip_embed._fewshot import Accuracy, Classifier, fit
 from clip_embed._moderate import (
     Calibration,
     Category,
@@ -34,9 +35,11 @@ from clip_embed.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Calibration",
     "Category",
     "Classification",
+    "Classifier",
     "ClipEmbedError",
     "ClipEmbedder",
     "Decision",
@@ -68,6 +71,7 @@ __all__ = [
     "duplicates",
     "evaluate_retrieval",
     "explain_labels",
+    "fit",
     "moderate",
     "similar",
 ]

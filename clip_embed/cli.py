@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
+from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
@@ -250,7 +251,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in (*COMMANDS, *VISUAL_COMMANDS):
+for _command in (*COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS):
     main.add_command(_command)
 
 

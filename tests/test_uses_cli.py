@@ -70,3 +70,38 @@ def test_duplicates_lists_the_copy(run, album: Path) -> None:  # noqa: ANN001
     ]
     assert "2 of 7 photos, in 1 groups" in result.stderr
     assert run("duplicates", album, "--threshold", 2).exit_code == 2
+
+
+def test_fit_learns_folders_and_predict_names_photos(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Folders are labels; what was saved names the photos, by the model it was fitted with."""
+    target = tmp_path / "album.classifier"
+    fitted = run("fit", album, "-o", target, "--json")
+    assert fitted.exit_code == 1  # the broken photo
+    facts = json.loads(fitted.stdout)
+    assert facts["labels"] == ["first", "second"]
+    assert [facts["accuracy"][name] for name in ("images", "fewest", "folds")] == [7, 3, 3]
+    answer = run("predict", album, target, "--json")
+    named = json.loads(answer.stdout)
+    known = {row["path"]: row["label"] for row in named}
+    assert known["second/" + photos()[4].name] == "second"
+    assert sum(sum(row["probabilities"].values()) for row in named) == pytest.approx(7, abs=1e-4)
+    assert "nearest mean" in run("fit", album, "-o", target, "--method", "mean").stdout
+    assert "probability" in run("predict", album, target).stdout
+
+
+def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """The CSV decides which photos are examples; without two labels there is nothing to learn."""
+    names = [path.name for path in photos()[:6]]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"file,label\nfirst/{names[0]},a\nfirst/{names[1]},b\nsecond/{names[3]},b\ngone.jpg,c\n")
+    facts = json.loads(run("fit", album, "-o", tmp_path / "x", "--labels", table, "--json").stdout)
+    assert facts["labels"] == ["a", "b"]
+    assert (facts["accuracy"]["images"], facts["accuracy"]["probe"]) == (3, None)
+    table.write_text("photo,label\n")
+    assert run("fit", album, "-o", tmp_path / "x", "--labels", table).exit_code == 2
+    single = run("fit", album / "first", "-o", tmp_path / "y")
+    assert single.exit_code == 1
+    assert "two different labels" in single.stderr
+    assert not (tmp_path / "y").exists()
+    (tmp_path / "bad").write_text("no classifier")
+    assert "is no classifier" in run("predict", album, tmp_path / "bad").stderr

@@ -19,9 +19,11 @@ HEAVY = ["torch", "sentence_transformers", "transformers", "pyarrow", "duckdb", 
 def test_public_names() -> None:
     """`__all__` is sorted, complete and pinned: a change here is a change of the public contract."""
     assert clip_embed.__all__ == [
+        "Accuracy",
         "Calibration",
         "Category",
         "Classification",
+        "Classifier",
         "ClipEmbedError",
         "ClipEmbedder",
         "Decision",
@@ -53,6 +55,7 @@ def test_public_names() -> None:
         "duplicates",
         "evaluate_retrieval",
         "explain_labels",
+        "fit",
         "moderate",
         "similar",
     ]

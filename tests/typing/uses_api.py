@@ -8,7 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from clip_embed import ClipEmbedder, Duplicates, Matches, diverse, duplicates, similar
+from clip_embed import (
+    Accuracy,
+    Classification,
+    Classifier,
+    ClipEmbedder,
+    Duplicates,
+    Matches,
+    diverse,
+    duplicates,
+    fit,
+    similar,
+)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -21,3 +32,11 @@ def visual_search(clip: ClipEmbedder, vectors: Float32, column: pa.ChunkedArray[
     assert_type(duplicates(clip, column, threshold=0.9), Duplicates)
     assert_type(duplicates(clip, column).extra, tuple[int, ...])
     assert_type(diverse(clip, vectors.astype(np.float64), 5), Matches)
+
+
+def few_shot(clip: ClipEmbedder, vectors: Float32) -> None:
+    """Labels are learned, kept and used as zero-shot ones are."""
+    learned = assert_type(fit(clip, vectors, ["a", "b"], method="mean", folds=3), Classifier)
+    assert_type(learned.accuracy, Accuracy)
+    learned.save("x.classifier")
+    assert_type(Classifier.load("x.classifier").predict(clip, ["a.jpg"]), Classification)
