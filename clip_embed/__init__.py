@@ -17,6 +17,7 @@ from clip_embed._moderate import (
     calibrate,
     moderate,
 )
+from clip_embed._relevance import Relevance, fit_relevance
 from clip_embed._stamp import Stamp
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed._visual import Duplicates, Matches, diverse, duplicates, similar
@@ -62,6 +63,7 @@ __all__ = [
     "ModelUnsupported",
     "ModerationPolicy",
     "Profile",
+    "Relevance",
     "Retrieval",
     "SpaceMismatch",
     "Stamp",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate_retrieval",
     "explain_labels",
     "fit",
+    "fit_relevance",
     "moderate",
     "similar",
 ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
+from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
@@ -25,10 +25,12 @@ from clip_embed._cli.table import format_table
 from clip_embed._cli.visual import VISUAL_COMMANDS
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
+from clip_embed._relevance import GOOD
 from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
-    pass
+    from clip_embed._cli.folder_index import FolderIndex
+    from clip_embed._types import Float32
 
 _EXTRAS = {"duckdb": "duckdb", "prompt_toolkit": "shell", "pygments": "shell"}
 
@@ -100,6 +102,7 @@ def demo(text: str, folder: Path) -> None:
 @click.argument("text")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many photos.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a gallery.")
+@click.option("--relevance", is_flag=True, help="Of a folder: percentiles, and whether any fits.")
 @click.option("--filter", "condition", metavar="JSON", help='Of a store only, as {"size": {"$gte": 10000}}.')
 @store_options
 @model_option
@@ -109,6 +112,7 @@ def search(
     text: str,
     k: int,
     page: Path | None,
+    relevance: bool,
     condition: str | None,
     collection: str | None,
     api_key: str | None,
@@ -121,10 +125,15 @@ def search(
     Qdrant server with --collection. The vectors of a folder of photos are kept in the cache folder, so that
     the next search embeds only what is new or changed. Photos that cannot be read are listed, and the
     exit code is 1.
+
+    --relevance gives a percentile in place of the cosine similarity: 95 says that a photo fits TEXT better
+    than the best of these photos fits 95 of 100 texts about something else. Below 90 is no good match.
     """
     from clip_embed._cli.gallery import Tile, write_gallery
 
     if is_store(where):
+        if relevance:
+            raise click.UsageError("--relevance is for folders of photos")
         search_store(where, text, k, page, condition, collection, api_key, model, as_json)
         return
     if condition or collection:
@@ -133,16 +142,29 @@ def search(
     name = model or default_model()
     embedder = ClipEmbedder(name)
     index = embed_folder(folder, name, embedder)
-    scores = embedder.scores(index.vectors, [text])[:, 0]
+    scores = _rate(embedder, index, text) if relevance else embedder.scores(index.vectors, [text])[:, 0]
     best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
+    measure = "relevance" if relevance else "score"
     if as_json:
-        click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
+        click.echo(json.dumps([{"path": path, measure: round(score, 6)} for score, path in best], indent=1))
     else:
-        click.echo(format_table(("score", "photo"), best, widest=4096))
+        click.echo(format_table((measure, "photo"), best, widest=4096))
+    if relevance and not any(score >= GOOD for score, _ in best):
+        click.echo(f"No good match: none has a relevance of {GOOD:.0f}.", err=True)
     if page:
-        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
+        unit = 100 if relevance else 1
+        tiles = [Tile(folder / path, path, score / unit) for score, path in best]
+        write_gallery(page, text, str(folder), tiles)
         click.echo(f"Gallery: {page.resolve()}", err=as_json)
     report_failures(index.failures)
+
+
+def _rate(embedder: ClipEmbedder, index: FolderIndex, text: str) -> Float32:
+    """Return the relevance of each photo of a folder, float32 (n,)."""
+    try:
+        return fit_relevance(embedder, index.vectors).rate(embedder, index.vectors, [text])[:, 0]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()

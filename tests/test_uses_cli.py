@@ -105,3 +105,21 @@ def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None
     assert not (tmp_path / "y").exists()
     (tmp_path / "bad").write_text("no classifier")
     assert "is no classifier" in run("predict", album, tmp_path / "bad").stderr
+
+
+def test_search_says_whether_there_is_a_match(run, clip_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """With --relevance scores are percentiles, and a line says where none is high; a few photos are too few."""
+    page = tmp_path / "page.html"
+    result = run("search", photos()[0].parent, "zzz", "--relevance", "--json", "-k", 44, "--html", page)
+    assert result.exit_code == 0
+    scores = [hit["relevance"] for hit in json.loads(result.stdout)]
+    assert len(scores) == 44
+    assert all(0 <= score <= 100 for score in scores)
+    assert scores == sorted(scores, reverse=True)
+    assert ("No good match" in result.stderr) == (scores[0] < 90)
+    assert "<meter" in page.read_text()
+    (tmp_path / "few").mkdir()
+    shutil.copy(photos()[0], tmp_path / "few")
+    few = run("search", tmp_path / "few", "zzz", "--relevance")
+    assert few.exit_code == 1
+    assert "at least 10 images, not 1" in few.stderr

@@ -46,6 +46,7 @@ def test_public_names() -> None:
         "ModelUnsupported",
         "ModerationPolicy",
         "Profile",
+        "Relevance",
         "Retrieval",
         "SpaceMismatch",
         "Stamp",
@@ -56,6 +57,7 @@ def test_public_names() -> None:
         "evaluate_retrieval",
         "explain_labels",
         "fit",
+        "fit_relevance",
         "moderate",
         "similar",
     ]

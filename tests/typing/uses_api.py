@@ -15,9 +15,11 @@ from clip_embed import (
     ClipEmbedder,
     Duplicates,
     Matches,
+    Relevance,
     diverse,
     duplicates,
     fit,
+    fit_relevance,
     similar,
 )
 
@@ -40,3 +42,11 @@ def few_shot(clip: ClipEmbedder, vectors: Float32) -> None:
     assert_type(learned.accuracy, Accuracy)
     learned.save("x.classifier")
     assert_type(Classifier.load("x.classifier").predict(clip, ["a.jpg"]), Classification)
+
+
+def relevance(clip: ClipEmbedder, vectors: Float32) -> None:
+    """Percentiles have the shape of scores."""
+    fitted = assert_type(fit_relevance(clip, vectors), Relevance)
+    assert_type(fitted.rate(clip, vectors, ["a", "b"]), Float32)
+    assert_type(fitted.find(clip, vectors, "a", least=95), Matches)
+    assert_type(Relevance.from_json(fitted.to_json()), Relevance)
