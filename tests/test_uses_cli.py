@@ -108,7 +108,7 @@ def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None
 
 
 def test_search_says_whether_there_is_a_match(run, clip_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
-    """With --relevance scores are percentiles, and a line says where none is high; a few photos are too few."""
+    """With --relevance scores are percentiles, a line says where none is high; a few photos are too few."""
     page = tmp_path / "page.html"
     result = run("search", photos()[0].parent, "zzz", "--relevance", "--json", "-k", 44, "--html", page)
     assert result.exit_code == 0
