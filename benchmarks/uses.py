@@ -184,8 +184,8 @@ def visual_search(clip: ClipEmbedder, vectors: Floats) -> Section:
     spread = diverse(clip, vectors, 6)
     rows = [
         row("like car_red_saloon", car),
-        row("… + “a bicycle”", np.concatenate([car, clip.embed_texts(["a bicycle"])])),
-        row("… diversity=0.5", car, diversity=0.5),
+        row("… and twice “a bicycle”", np.concatenate([car, clip.embed_texts(["a bicycle"] * 2)])),
+        row("… diversity=0.3", car, diversity=0.3),
         ("diverse(…, 6)", shown(spread.indices.tolist(), lambda rank: "")),
     ]
     return Section("visual-search", lines, rows)
@@ -228,7 +228,7 @@ def few_shot(clip: ClipEmbedder, vectors: Floats) -> Section:
     ]
 
     def told(places: list[int]) -> list[tuple[Path, str]]:
-        return [(FILES[kept[place]], f"{zero.best[place]} → {half.best[place // 2]}") for place in places[:6]]
+        return [(FILES[kept[place]], f"{zero.best[place]} > {half.best[place // 2]}") for place in places[:6]]
 
     rows = [("right only with examples", told(better)), ("right only without", told(worse))]
     return Section("few-shot", str(learned.accuracy).splitlines(), [row for row in rows if row[1]])
