@@ -19,6 +19,7 @@ from clip_embed._moderate import (
 )
 from clip_embed._relevance import Relevance, fit_relevance
 from clip_embed._stamp import Stamp
+from clip_embed._train import Training, train
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
 from clip_embed._visual import Duplicates, Matches, diverse, duplicates, similar
 from clip_embed.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "Retrieval",
     "SpaceMismatch",
     "Stamp",
+    "Training",
     "adopt",
     "calibrate",
     "diverse",
@@ -77,4 +79,5 @@ __all__ = [
     "fit_relevance",
     "moderate",
     "similar",
+    "train",
 ]

@@ -22,6 +22,7 @@ from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
 from clip_embed._cli.table import format_table
+from clip_embed._cli.train import train
 from clip_embed._cli.visual import VISUAL_COMMANDS
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
@@ -273,7 +274,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in (*COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS):
+for _command in (*COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS, train):
     main.add_command(_command)
 
 

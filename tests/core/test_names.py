@@ -50,6 +50,7 @@ def test_public_names() -> None:
         "Retrieval",
         "SpaceMismatch",
         "Stamp",
+        "Training",
         "adopt",
         "calibrate",
         "diverse",
@@ -60,6 +61,7 @@ def test_public_names() -> None:
         "fit_relevance",
         "moderate",
         "similar",
+        "train",
     ]
     assert clip_embed.__all__ == sorted(clip_embed.__all__)
     assert all(hasattr(clip_embed, name) for name in clip_embed.__all__)
