@@ -8,6 +8,7 @@ from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profile
 from clip_embed._evaluate import Retrieval, evaluate_retrieval
 from clip_embed._explain import LabelReport, explain_labels
+from clip_embed._fewshot import Accuracy, Classifier, fit
 from clip_embed._moderate import (
     Calibration,
     Category,
@@ -16,8 +17,11 @@ from clip_embed._moderate import (
     calibrate,
     moderate,
 )
+from clip_embed._relevance import Relevance, fit_relevance
 from clip_embed._stamp import Stamp
+from clip_embed._train import Training, train
 from clip_embed._types import EmbeddedBatch, ImageFailure, ImagePolicy, ImageSpec, Model
+from clip_embed._visual import Duplicates, Matches, diverse, duplicates, similar
 from clip_embed.errors import (
     ClipEmbedError,
     ImageBatchError,
@@ -33,12 +37,15 @@ from clip_embed.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Calibration",
     "Category",
     "Classification",
+    "Classifier",
     "ClipEmbedError",
     "ClipEmbedder",
     "Decision",
+    "Duplicates",
     "EmbeddedBatch",
     "EmbeddingCache",
     "ImageBatchError",
@@ -48,6 +55,7 @@ __all__ = [
     "ImageSpec",
     "ImageStream",
     "LabelReport",
+    "Matches",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -56,12 +64,20 @@ __all__ = [
     "ModelUnsupported",
     "ModerationPolicy",
     "Profile",
+    "Relevance",
     "Retrieval",
     "SpaceMismatch",
     "Stamp",
+    "Training",
     "adopt",
     "calibrate",
+    "diverse",
+    "duplicates",
     "evaluate_retrieval",
     "explain_labels",
+    "fit",
+    "fit_relevance",
     "moderate",
+    "similar",
+    "train",
 ]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from clip_embed._cache.memory import EmbeddingCache
@@ -33,7 +32,7 @@ from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
 from clip_embed._templates import DEFAULT_TEMPLATES, NOTHING
 from clip_embed._types import EmbeddedBatch, Float32, ImagePolicy, Model, UInt8
-from clip_embed._vectors import given_vectors
+from clip_embed._vectors import Vectors, given_vectors
 from clip_embed.errors import ImageBatchError, ImageError, ModelError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
@@ -248,23 +247,22 @@ class ClipEmbedder:
         vectors = self._through_cache().embed_texts(wanted)
         return np.stack(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
-    def scores(
-        self, images: Images | npt.NDArray[np.floating], texts: Iterable[str] | npt.NDArray[np.floating]
-    ) -> Float32:
+    def scores(self, images: Images | Vectors, texts: Iterable[str] | Vectors) -> Float32:
         """Return the cosine similarities, float32 (n, m), of n images and m texts.
 
-        A 2-D float array in either place is taken as vectors that are embedded already; raises
-        SpaceMismatch where their dimension is not `dim`, ImageBatchError as `embed_images`.
+        In either place vectors that are there already may stand: an array of numpy or a tensor of torch of
+        two dimensions, or a column of Arrow, whose stamp is checked (docs/uses.md). Raises
+        SpaceMismatch for those of another model or dimension, ImageBatchError as `embed_images`.
         """
-        left = given_vectors(images, self.dim)
-        right = given_vectors(texts, self.dim)
+        left = given_vectors(images, self)
+        right = given_vectors(texts, self)
         rows = self.embed_images(cast("Images", images)) if left is None else left
         columns = self.embed_texts(cast("Iterable[str]", texts)) if right is None else right
         return rows @ columns.T
 
     def classify(
         self,
-        images: Images | npt.NDArray[np.floating],
+        images: Images | Vectors,
         labels: Labels,
         *,
         templates: Sequence[str] | str = DEFAULT_TEMPLATES,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clip_embed._embedder import ClipEmbedder, Images
 from clip_embed._types import Float32, ImageFailure
-from clip_embed._vectors import given_vectors
+from clip_embed._vectors import Vectors, given_vectors
 from clip_embed.errors import ImageBatchError
 
 Ranks = npt.NDArray[np.int64]
@@ -85,17 +85,17 @@ class Retrieval:
 
 def evaluate_retrieval(
     embedder: ClipEmbedder,
-    images: Images | npt.NDArray[np.floating],
-    captions: Iterable[str | Sequence[str]] | npt.NDArray[np.floating],
+    images: Images | Vectors,
+    captions: Iterable[str | Sequence[str]] | Vectors,
     *,
-    distractors: Iterable[str] | npt.NDArray[np.floating] = (),
+    distractors: Iterable[str] | Vectors = (),
 ) -> Retrieval:
     """Measure retrieval in both directions on images and their captions; memory grows with n + m, not n × m.
 
-    `captions` gives for each image its text or several, `distractors` more texts, which belong to none. A 2-D
-    float array in place of images, captions (one row each) or distractors is taken as vectors. An image that
-    fails is left out with its captions. Raises ValueError where there is not one caption or list for each
-    image, or no image is left.
+    `captions` gives for each image its text or several, `distractors` more texts, which belong to none.
+    Vectors in place of images, captions (one row each) or distractors are as in `ClipEmbedder.scores`. An
+    image that fails is left out with its captions. Raises ValueError where there is not one caption or list
+    for each image, or no image is left.
     """
     texts, owners = _captions(embedder, captions)
     pictures, kept, failures = images_with_vectors(embedder, images)
@@ -146,7 +146,7 @@ def images_with_vectors(
     embedder: ClipEmbedder, images: object
 ) -> tuple[Float32, npt.NDArray[np.int64], tuple[ImageFailure, ...]]:
     """Return the vectors of the images that have one, their places, and the failures."""
-    vectors = given_vectors(images, embedder.dim)
+    vectors = given_vectors(images, embedder)
     if vectors is not None:
         return vectors, np.arange(len(vectors)), ()
     try:
@@ -158,7 +158,7 @@ def images_with_vectors(
 
 def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]:
     """Return the vectors of all captions and the place of the image of each."""
-    vectors = given_vectors(captions, embedder.dim)
+    vectors = given_vectors(captions, embedder)
     if vectors is not None:
         return vectors, np.arange(len(vectors))
     if isinstance(captions, str):
@@ -170,7 +170,7 @@ def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]
 
 
 def _texts(embedder: ClipEmbedder, texts: object) -> Float32:
-    vectors = given_vectors(texts, embedder.dim)
+    vectors = given_vectors(texts, embedder)
     return embedder.embed_texts(cast("Iterable[str]", texts)) if vectors is None else vectors
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from clip_embed._classify import Labels
 from clip_embed._embedder import ClipEmbedder, Images
 from clip_embed._templates import DEFAULT_TEMPLATES, resolve_templates
 from clip_embed._types import Float32
-from clip_embed._vectors import given_vectors
+from clip_embed._vectors import Vectors, given_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class LabelReport:
 
 def explain_labels(
     embedder: ClipEmbedder,
-    images: Images | npt.NDArray[np.floating],
+    images: Images | Vectors,
     labels: Labels,
     *,
     templates: Sequence[str] | str = DEFAULT_TEMPLATES,
@@ -73,7 +72,7 @@ def explain_labels(
     Arguments and errors are those of `ClipEmbedder.classify`; a few dozen of your images are enough.
     """
     sentences = resolve_templates(templates)
-    given = given_vectors(images, embedder.dim)
+    given = given_vectors(images, embedder)
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     together = embedder.classify(vectors, labels, templates=sentences, other=other)
     alone = [

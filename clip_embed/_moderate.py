@@ -14,7 +14,7 @@ from clip_embed._classify import sigmoid
 from clip_embed._embedder import ClipEmbedder, Images
 from clip_embed._evaluate import images_with_vectors
 from clip_embed._types import Float32
-from clip_embed._vectors import given_vectors
+from clip_embed._vectors import Vectors, given_vectors
 
 Bools = npt.NDArray[np.bool_]
 
@@ -143,7 +143,7 @@ class Calibration:
 
 def moderate(
     embedder: ClipEmbedder,
-    images: Images | npt.NDArray[np.floating],
+    images: Images | Vectors,
     policy: ModerationPolicy | None = None,
 ) -> list[Decision]:
     """Return a decision for each of n images, in input order; one that fails is "unchecked", never "pass".
@@ -164,7 +164,7 @@ def moderate(
 def calibrate(
     embedder: ClipEmbedder,
     policy: ModerationPolicy,
-    images: Images | npt.NDArray[np.floating],
+    images: Images | Vectors,
     labels: Sequence[str | Sequence[str]],
     *,
     precision: float | None = None,
@@ -180,7 +180,7 @@ def calibrate(
     names = [category.name for category in policy.categories]
     if unknown := set[str]().union(*wanted) - set(names):
         raise ValueError(f"{min(unknown)!r} is no category of the policy; there are {', '.join(names)}")
-    given = given_vectors(images, embedder.dim)
+    given = given_vectors(images, embedder)
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(wanted):
         raise ValueError(f"{len(vectors)} images need as many labels, not {len(wanted)}")

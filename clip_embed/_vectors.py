@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import cast
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from clip_embed._types import Float32
 from clip_embed.errors import SpaceMismatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from clip_embed._embedder import ClipEmbedder
+
+Vectors: TypeAlias = "npt.NDArray[np.floating] | torch.Tensor | pa.Array[Any] | pa.ChunkedArray[Any]"
+"""n vectors that are there already: an array or a tensor (n, d) of floats, or a column of Arrow."""
 
 
 def unit_rows(vectors: npt.NDArray[np.floating]) -> Float32:
@@ -28,19 +38,42 @@ def has_direction(vector: Float32) -> bool:
     return bool(np.isfinite(vector).all() and vector.any())
 
 
-def given_vectors(values: object, dim: int) -> Float32 | None:
-    """Return a 2-D float array as float32 (n, dim), rows of unit length; None for anything else.
+def given_vectors(values: object, embedder: ClipEmbedder) -> Float32 | None:
+    """Return n vectors as float32 (n, dim), rows of unit length; None for anything else.
 
-    Raises SpaceMismatch for another dimension.
+    Vectors are a 2-D float array of numpy, such a tensor of torch, or a column of Arrow without nulls,
+    whose stamp is checked. Raises SpaceMismatch for another dimension, or a stamp of another space.
     """
+    column = _loaded("pyarrow", values, "Array", "ChunkedArray")
+    if column is not None and hasattr(column.type, "value_field"):  # a list of some kind
+        return _column_vectors(column, embedder)
+    tensor = _loaded("torch", values, "Tensor")
+    if tensor is not None and tensor.is_floating_point():
+        values = tensor.detach().cpu().float().numpy()
     if not isinstance(values, np.ndarray):
         return None
     array = cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", values)
     if array.ndim != 2 or array.dtype.kind != "f":
         return None
-    if array.shape[1] != dim:
+    if array.shape[1] != embedder.dim:
         raise SpaceMismatch(
-            f"the vectors have {array.shape[1]} dimensions, those of this model have {dim}: "
+            f"the vectors have {array.shape[1]} dimensions, those of this model have {embedder.dim}: "
             "they were made by another"
         )
     return unit_rows(array.astype(np.float32))
+
+
+def _loaded(module: str, value: object, *types: str) -> Any:  # noqa: ANN401 - an object of that module
+    """Return the value where it is of one of these types, None otherwise; imports nothing."""
+    if (library := sys.modules.get(module)) is None:
+        return None
+    return value if isinstance(value, tuple(getattr(library, name) for name in types)) else None
+
+
+def _column_vectors(column: pa.Array[Any] | pa.ChunkedArray[Any], embedder: ClipEmbedder) -> Float32:
+    from clip_embed.arrow import read_vectors
+
+    rows, valid = read_vectors(column, embedder)
+    if not valid.all():
+        raise ValueError(f"the column has no vector in row {int(valid.argmin())}: leave out such rows first")
+    return rows

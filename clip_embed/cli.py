@@ -10,30 +10,30 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__
+from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli import moving
+from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
+from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
-from clip_embed._cli.table import format_table, one_line
+from clip_embed._cli.table import format_table
+from clip_embed._cli.train import train
+from clip_embed._cli.visual import VISUAL_COMMANDS
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
+from clip_embed._relevance import GOOD
 from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
     from clip_embed._cli.folder_index import FolderIndex
-    from clip_embed._types import ImageFailure
+    from clip_embed._types import Float32
 
-_MODEL_HELP = (
-    "Hub name (or name@revision), local folder, or offline. [default: CLIP_EMBED_MODEL, else ViT-B/32]"
-)
 _EXTRAS = {"duckdb": "duckdb", "prompt_toolkit": "shell", "pygments": "shell"}
 
 
@@ -59,14 +59,6 @@ class _Group(click.Group):
             raise
         except (ClipEmbedError, OSError) as error:
             raise click.ClickException(str(error)) from error
-
-
-def _model_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--model", metavar="NAME", default=None, help=_MODEL_HELP)(command)
-
-
-def _json_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,15 +104,17 @@ def demo(text: str, folder: Path) -> None:
 @click.argument("text")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many photos.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a gallery.")
+@click.option("--relevance", is_flag=True, help="Of a folder: percentiles, and whether any fits.")
 @click.option("--filter", "condition", metavar="JSON", help='Of a store only, as {"size": {"$gte": 10000}}.')
 @store_options
-@_model_option
-@_json_option
+@model_option
+@json_option
 def search(
     where: str,
     text: str,
     k: int,
     page: Path | None,
+    relevance: bool,
     condition: str | None,
     collection: str | None,
     api_key: str | None,
@@ -133,10 +127,15 @@ def search(
     Qdrant server with --collection. The vectors of a folder of photos are kept in the cache folder, so that
     the next search embeds only what is new or changed. Photos that cannot be read are listed, and the
     exit code is 1.
+
+    --relevance gives a percentile in place of the cosine similarity: 95 says that a photo fits TEXT better
+    than the best of these photos fits 95 of 100 texts about something else. Below 90 is no good match.
     """
     from clip_embed._cli.gallery import Tile, write_gallery
 
     if is_store(where):
+        if relevance:
+            raise click.UsageError("--relevance is for folders of photos")
         search_store(where, text, k, page, condition, collection, api_key, model, as_json)
         return
     if condition or collection:
@@ -144,17 +143,30 @@ def search(
     folder = Path(where)
     name = model or default_model()
     embedder = ClipEmbedder(name)
-    index = _embed_folder(folder, name, embedder)
-    scores = embedder.scores(index.vectors, [text])[:, 0]
+    index = embed_folder(folder, name, embedder)
+    scores = _rate(embedder, index, text) if relevance else embedder.scores(index.vectors, [text])[:, 0]
     best = sorted(zip(scores.tolist(), index.paths, strict=True), key=lambda hit: (-hit[0], hit[1]))[:k]
+    measure = "relevance" if relevance else "score"
     if as_json:
-        click.echo(json.dumps([{"path": path, "score": round(score, 6)} for score, path in best], indent=1))
+        click.echo(json.dumps([{"path": path, measure: round(score, 6)} for score, path in best], indent=1))
     else:
-        click.echo(format_table(("score", "photo"), best, widest=4096))
+        click.echo(format_table((measure, "photo"), best, widest=4096))
+    if relevance and not any(score >= GOOD for score, _ in best):
+        click.echo(f"No good match: none has a relevance of {GOOD:.0f}.", err=True)
     if page:
-        write_gallery(page, text, str(folder), [Tile(folder / path, path, score) for score, path in best])
+        unit = 100 if relevance else 1
+        tiles = [Tile(folder / path, path, score / unit) for score, path in best]
+        write_gallery(page, text, str(folder), tiles)
         click.echo(f"Gallery: {page.resolve()}", err=as_json)
-    _report_failures(index.failures)
+    report_failures(index.failures)
+
+
+def _rate(embedder: ClipEmbedder, index: FolderIndex, text: str) -> Float32:
+    """Return the relevance of each photo of a folder, float32 (n,)."""
+    try:
+        return fit_relevance(embedder, index.vectors).rate(embedder, index.vectors, [text])[:, 0]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -168,8 +180,8 @@ def search(
     show_default=True,
     help="The sentences that labels are put into: 7 or 80.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def classify(
     folder: Path, labels: tuple[str, ...], other: str | None, templates: str, model: str | None, as_json: bool
 ) -> None:
@@ -184,7 +196,7 @@ def classify(
         raise click.UsageError("give at least two labels, none of them twice")
     name = model or default_model()
     embedder = ClipEmbedder(name)
-    index = _embed_folder(folder, name, embedder)
+    index = embed_folder(folder, name, embedder)
     found = embedder.classify(index.vectors, labels, templates=templates, other=other)
     best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
     if as_json:
@@ -196,7 +208,7 @@ def classify(
         click.echo(json.dumps(rows, indent=1))
     else:
         click.echo(format_table(("photo", "label", "probability"), best, widest=4096))
-    _report_failures(index.failures)
+    report_failures(index.failures)
 
 
 @main.command()
@@ -209,8 +221,8 @@ def classify(
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="The Parquet file to write.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
     """Write the vectors of the photos below PHOTOS into a Parquet file.
 
@@ -218,54 +230,24 @@ def embed(folder: Path, target: Path, model: str | None, as_json: bool) -> None:
     embedding_error: DuckDB, pandas and polars read it. A photo that fails has its reason there, and the exit
     code is 1. A run that was ended goes on where it was: vectors stay in the cache folder.
     """
-    from clip_embed._cli.embed import embed_folder
+    from clip_embed._cli.embed import write_vectors
     from clip_embed._cli.folder_index import find_photos
 
     photos = find_photos(folder)
     if not photos:
         raise click.ClickException(f"no photos below {folder}")
-    if embed_folder(folder, target, model or default_model(), photos, as_json=as_json):
+    if write_vectors(folder, target, model or default_model(), photos, as_json=as_json):
         sys.exit(1)
-
-
-def _embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
-    """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
-    from clip_embed._cli.folder_index import find_photos, index_folder
-    from clip_embed._progress import Progress
-
-    photos = find_photos(folder)
-    if not photos:
-        raise click.ClickException(f"no photos below {folder}")
-    click.echo(f"Loading {name} …", err=True)
-    embedder.load()
-    started = time.perf_counter()
-    click.echo(f"Reading {len(photos):,} photos", err=True)
-    with Progress("Reading", len(photos)) as progress:
-        index = index_folder(folder, photos, embedder, progress.add)
-    seconds = time.perf_counter() - started
-    if index.embedded:
-        click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)
-    return index
-
-
-def _report_failures(failures: Sequence[ImageFailure]) -> None:
-    """List failed photos on stderr and leave with exit code 1 if there are any."""
-    if not failures:
-        return
-    click.echo(f"\n{len(failures)} photos could not be used; they are tried again next time:", err=True)
-    for failure in failures:
-        click.echo(f"  {one_line(f'{failure.source}: {failure.reason}')}", err=True)
-    sys.exit(1)
 
 
 @main.command()
 @click.argument("database", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-c", "queries", multiple=True, metavar="QUERY", help="Run QUERY and leave; may be repeated.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
-@_json_option
+@json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for programs.")
 @click.option("--read-only", is_flag=True, help="Leave the file as it is, and others read it meanwhile.")
-@_model_option
+@model_option
 def sql(
     database: Path | None,
     queries: tuple[str, ...],
@@ -293,7 +275,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in (*COMMANDS, *moving.COMMANDS):
+for _command in (*COMMANDS, *moving.COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS, train):
     main.add_command(_command)
 
 
@@ -312,8 +294,8 @@ for _command in (*COMMANDS, *moving.COMMANDS):
     show_default=True,
     help="What the model computes in.",
 )
-@_model_option
-@_json_option
+@model_option
+@json_option
 def bench(folder: Path | None, images: int, precision: Precision, model: str | None, as_json: bool) -> None:
     """Measure where the time from images to vectors goes on this machine.
 
@@ -343,7 +325,7 @@ def bench(folder: Path | None, images: int, precision: Precision, model: str | N
 
 
 @main.command()
-@_json_option
+@json_option
 def doctor(as_json: bool) -> None:
     """Report versions, device and model, and what to do about what is amiss."""
     from clip_embed._cli.doctor import examine

@@ -21,6 +21,7 @@ NAMES = {
     "clip_image",
     "clip_label",
     "clip_labels",
+    "clip_predict",
     "clip_score",
     "clip_sim",
     "clip_text",

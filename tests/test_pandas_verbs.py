@@ -20,8 +20,8 @@ from PIL import Image
 import clip_embed_pandas as cp
 from clip_embed import ClipEmbedder, ImageBatchError, ImagePolicy, MissingExtra, SpaceMismatch
 from clip_embed._frames import session
-from clip_embed._frames.ranking import group_alike
-from clip_embed._frames.vectors import best, open_vectors
+from clip_embed._frames.vectors import open_vectors
+from clip_embed._ranking import best, group_alike
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed.testing import FakeModel
 

@@ -27,7 +27,7 @@ _COLUMNS = ("path", "embedding", "embedding_error")
 _LISTED = 20  # failures that are named on the terminal
 
 
-def embed_folder(folder: Path, target: Path, name: str, photos: Iterable[str], *, as_json: bool) -> int:
+def write_vectors(folder: Path, target: Path, name: str, photos: Iterable[str], *, as_json: bool) -> int:
     """Write path, embedding and embedding_error of each photo, in order; return how many failed.
 
     `target` is there when all is done, or not at all. What was embedded stays in the cache on disk, so that

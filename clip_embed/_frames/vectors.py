@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.cores import usable_cores
 from clip_embed._frames.embedding import Bools
+from clip_embed._ranking import Places, best
 from clip_embed._stamp import check_stamp
 from clip_embed._types import Float32
 from clip_embed.arrow import Column, read_vectors, stamp_of, stamp_text
 
 _BLOCK = 1 << 16  # numbers that a core keeps in its own cache from one use to the next
 _ROUNDING = 1e-4  # more than float32 makes of a sum of a thousand products
-Places: TypeAlias = "npt.NDArray[np.intp]"
 _Memory: TypeAlias = "list[tuple[int, ...]]"
 
 
@@ -146,16 +145,6 @@ class VectorColumn:
             with np.errstate(invalid="ignore", over="ignore"):
                 blocks.append(np.where(np.isfinite(lengths), part.rows / lengths, np.float32(0)))
         return np.concatenate(blocks)
-
-
-def best(scores: Float32, k: int) -> Places:
-    """Return the places of the k largest of n scores, largest first; of equals the first, no NaN."""
-    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"k must be a whole number from 1, not {k!r}")
-    order = -scores
-    least = np.partition(order, k - 1)[k - 1] if k < len(order) else np.nan
-    places = np.flatnonzero(~np.isnan(order) if np.isnan(least) else order <= least)
-    return places[np.argsort(order[places], kind="stable")][:k]
 
 
 def _joined(parts: Sequence[Float32]) -> Float32:

@@ -83,7 +83,7 @@ class ModelFolder:
     @property
     def logit_scale(self) -> float:
         """What training multiplied cosine similarities by; loads the weights."""
-        return float(self._towers.logit_scale.exp())
+        return float(self._towers.logit_scale.detach().exp())
 
     def load(self) -> None:
         """Load the weights; idempotent. Raises ModelError where int8 moves this model's vectors too far."""

@@ -9,6 +9,8 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("duckdb", "duckdb", "clip_embed_duckdb") from error
 
+from clip_embed_duckdb._calibrate import calibrate
+from clip_embed_duckdb._classifiers import add_classifier
 from clip_embed_duckdb._follow import follow
 from clip_embed_duckdb._materialize import Materialized, materialize
 from clip_embed_duckdb._register import interrupt, register, unregister
@@ -17,6 +19,8 @@ from clip_embed_duckdb._stamps import Mismatch, check, check_database
 __all__ = [
     "Materialized",
     "Mismatch",
+    "add_classifier",
+    "calibrate",
     "check",
     "check_database",
     "follow",

@@ -47,6 +47,8 @@ def register(
     - `clip_label(img, ['cat', 'dog'])` VARCHAR: the label that fits best; `clip_labels` all of them as
       STRUCT(label VARCHAR, probability FLOAT)[], best first. As `ClipEmbedder.classify`: probabilities
       share an image among the labels given, one of none of them included.
+    - `clip_predict(img, 'birds.classifier')` VARCHAR: the likeliest label by what `clip_embed.fit` has
+      learned: the classifier's file, which DuckDB must be allowed to read, or its name of `add_classifier`.
     - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
     - `clip_embedding(img)` STRUCT(vector FLOAT[d], error VARCHAR): both at once; it never raises either.
     - `FROM clip_search('photos', 'img', 'red car', k := 10)`: the best k rows of a table or view with

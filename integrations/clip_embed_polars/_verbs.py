@@ -12,9 +12,10 @@ from clip_embed import ClipEmbedder
 from clip_embed._classify import Labels, read_labels
 from clip_embed._frames.columns import image_items
 from clip_embed._frames.embedding import embed_images_of
-from clip_embed._frames.ranking import Method, group_alike, project_rows
+from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn
+from clip_embed._ranking import group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32
 from clip_embed_polars._vectors import check_images, content, pick, to_series, to_vectors, vector_dtype

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
 from clip_embed._cli.gallery import Tile, write_gallery
 from clip_embed._images.source import ImageInput
+from clip_embed._ranking import LEAST_CANDIDATES, steer
 from clip_embed._types import Float32
 from clip_embed._vectors import has_direction, unit_rows
 from clip_embed_qdrant._duplicates import content_of, same_content
@@ -22,7 +23,6 @@ from clip_embed_qdrant._entries import normal_key, point_id
 from clip_embed_qdrant._filters import All, Condition, HasId, Not
 from clip_embed_qdrant._sink import KEY, OURS, Found, Payload, Query, Sink
 
-_CANDIDATES = 100  # among which diversity chooses, at least
 _DUPLICATES = 10_000  # that are looked for, of all hits together
 
 Example = str | npt.NDArray[np.floating]
@@ -107,12 +107,8 @@ def query_vector(
     rows += liked
     if not rows and not unliked:
         raise ValueError("search for what? Give text=, image=, vector= or like=")
-    wanted = np.mean(rows, axis=0) if rows else np.zeros(embedder.dim, np.float32)
-    if unliked:
-        wanted = 2 * wanted - np.mean(unliked, axis=0)
-    unit = unit_rows(wanted.astype(np.float32)[None])[0]
-    if not has_direction(unit):
-        raise ValueError("what is liked and what is not cancel each other out")
+    none = np.empty((0, embedder.dim), np.float32)
+    unit = steer(np.stack(rows) if rows else none, np.stack(unliked) if unliked else none)
     return unit, liked_ids + unliked_ids
 
 
@@ -153,7 +149,7 @@ def run_query(sink: Sink, query: Query, group_by: str | None, group_size: int) -
     """Return the hits of a query: one for each content, for each value of `group_by` at most `group_size`."""
     limit = query.limit if group_by is None else 4 * query.limit * group_size
     while True:
-        found = sink.query(replace(query, limit=limit, candidates=max(_CANDIDATES, 4 * limit)))
+        found = sink.query(replace(query, limit=limit, candidates=max(LEAST_CANDIDATES, 4 * limit)))
         chosen = _one_of_each(found)
         if group_by is not None:
             chosen = _few_of_each(chosen, group_by, group_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -192,3 +193,8 @@ def test_the_report_says_what_hangs_on_the_phrasing() -> None:
     vectors = clip.embed_images([RED, BLUE])
     again = explain_labels(clip, vectors, ["red", "blue"], templates=["{}", "red blue {}", "{}"])
     np.testing.assert_allclose(again.together, torn.together, atol=1e-6)
+
+
+def test_a_real_models_temperature_is_read_without_a_warning(clip_folder: Path) -> None:
+    """The scale that a CLIP has learned is a plain number: exp of its parameter."""
+    assert ClipEmbedder(clip_folder, device="cpu").logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)

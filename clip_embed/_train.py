@@ -1,0 +1,262 @@
+"""Fine-tuning: a CLIP learns from images and captions of your own, by sentence-transformers' trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_embed._embedder import ClipEmbedder
+from clip_embed._engine.device import resolve_device
+from clip_embed._evaluate import evaluate_retrieval
+from clip_embed._images.source import decode, read_encoded
+from clip_embed._models.hub import obtain
+from clip_embed._models.loading import no_progress_bar
+from clip_embed._models.opening import check_model, hub_name
+from clip_embed._types import Float32, ImagePolicy
+from clip_embed.errors import ImageError, MissingExtra, ModelUnsupported
+
+Pair = tuple[str | Path, str]
+_METRIC = "recall"
+_FEWEST = 2  # pairs on each side
+_JUDGED = 256  # pairs that are in memory together
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What came of a training: recall@1 of the held-out pairs, mean of both directions."""
+
+    folder: Path
+    """The model: `ClipEmbedder(folder)` loads it."""
+    space: str
+    """Another one than before: vectors made by the old model are refused."""
+    pairs: int
+    held_out: int
+    before: float
+    after: float
+    epochs: int
+    """How many it took: training ends early where recall no longer rises."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs:,} pairs, {self.epochs} epochs: recall@1 of {self.held_out:,} held-out pairs "
+            f"{self.before:.1%} → {self.after:.1%} (chance {1 / self.held_out:.1%})"
+        )
+
+
+def train(
+    model: str | Path,
+    pairs: Sequence[Pair],
+    target: str | Path,
+    *,
+    held_out: Sequence[Pair] | float = 0.1,
+    epochs: int = 10,
+    batch_size: int = 256,
+    chunk_size: int = 32,
+    learning_rate: float = 1e-5,
+    patience: int = 2,
+    seed: int = 0,
+    device: str = "auto",
+    policy: ImagePolicy | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> Training:
+    """Train a CLIP on (image file, caption) pairs, so that each image finds its caption and the reverse.
+
+    >>> train("sentence-transformers/clip-ViT-B-32", pairs, "my-clip")
+    >>> ClipEmbedder("my-clip")
+
+    `model` is a hub name or a local folder, `target` a folder that is not there yet. Each of the
+    `batch_size` captions of a batch competes for each image, so large batches teach more; memory holds
+    `chunk_size` at a time (cached gradients). After each epoch recall@1 is measured on `held_out`: pairs, or
+    the share of `pairs` that is drawn and kept from training. Training ends when it has not risen for
+    `patience` epochs, and the best epoch is kept, which may be the model as it was. Equal captions in a batch
+    count as wrong for each other: few are harmless, classes are better learned by `fit`. `progress` is told
+    the recall after each epoch, 0 being the model as it was.
+
+    Raises ImageError for a file that cannot be used, before anything is trained; ValueError for fewer than
+    two pairs on a side, FileExistsError, MissingExtra without accelerate and datasets, ModelUnsupported for
+    "offline", else as `ClipEmbedder`.
+    """
+    folder, goal = _source(model), Path(target)
+    if goal.exists():
+        raise FileExistsError(f"{goal} is there already: give a folder that is not")
+    libraries = _libraries()
+    learned, judged = _split([(Path(path), caption) for path, caption in pairs], held_out, seed)
+    rules = policy or ImagePolicy()
+    for path, _ in (*learned, *judged):
+        _open(path, rules)
+    used = resolve_device(device)
+    student = _student(libraries, folder, used)
+    recall = _make_evaluator(libraries, judged, rules, ClipEmbedder(folder, cache=None), progress)
+    before = float(recall(student)[_METRIC])
+    with tempfile.TemporaryDirectory(prefix="clip-embed-train-") as scratch:
+        trainer = libraries["trainer"](
+            model=student,
+            args=libraries["arguments"](
+                output_dir=scratch,
+                num_train_epochs=epochs,
+                per_device_train_batch_size=min(batch_size, len(learned)),
+                learning_rate=learning_rate,
+                seed=seed,
+                **_settings(used),
+            ),
+            train_dataset=_dataset(libraries, learned, rules),
+            evaluator=recall,
+            loss=libraries["loss"](
+                student,
+                scale=ClipEmbedder(folder, device="cpu", cache=None).logit_scale,
+                mini_batch_size=chunk_size,
+                directions=("query_to_doc", "doc_to_query"),
+                partition_mode="per_direction",
+            ),
+            callbacks=[libraries["stop"](early_stopping_patience=patience)],
+        )
+        trainer.remove_callback(libraries["printer"])
+        with no_progress_bar():
+            trainer.train()
+    after = max(recall.history[1:], default=before)
+    if after <= before:  # nothing was gained
+        student = _student(libraries, folder, "cpu")
+    with no_progress_bar():
+        student.save(str(goal), create_model_card=False)
+    space = ClipEmbedder(goal).space
+    return Training(
+        goal, space, len(learned), len(judged), before, max(after, before), len(recall.history) - 1
+    )
+
+
+def _source(model: str | Path) -> Path:
+    """Return the folder of a model, from the hub's cache where it is a name."""
+    if model == "offline" or not isinstance(model, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ModelUnsupported(
+            "only a CLIP or SigLIP from a folder or the hub can be trained; the model 'offline' is made of "
+            "parts of packages"
+        )
+    check_model(model)
+    name = hub_name(model)
+    return obtain(name) if name else Path(model).expanduser()
+
+
+def _libraries() -> dict[str, Any]:
+    """Return what is needed of the libraries; MissingExtra where one is not installed."""
+    for name in ("accelerate", "datasets"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise MissingExtra(name, "train", "training") from error
+    base = import_module("sentence_transformers")
+    inner = f"{base.__name__}.sentence_transformer"
+    return {
+        "dataset": import_module("datasets").Dataset,
+        "stop": import_module("transformers").EarlyStoppingCallback,
+        "printer": import_module("transformers").PrinterCallback,
+        "loss": import_module(f"{inner}.losses").CachedMultipleNegativesRankingLoss,
+        "evaluator": import_module("sentence_transformers.base.evaluation").BaseEvaluator,
+        "model": base.SentenceTransformer,
+        "trainer": base.SentenceTransformerTrainer,
+        "arguments": base.SentenceTransformerTrainingArguments,
+    }
+
+
+def _settings(device: str) -> dict[str, object]:
+    """Return what no caller chooses: judged after each epoch, the best one kept, nothing sent."""
+    return {
+        "warmup_steps": 0.1,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "save_only_model": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{_METRIC}",
+        "greater_is_better": True,
+        "remove_unused_columns": False,
+        "logging_strategy": "no",
+        "report_to": "none",
+        "use_cpu": device == "cpu",
+        "bf16": device.startswith("cuda"),
+        "dataloader_pin_memory": device.startswith("cuda"),
+        "disable_tqdm": True,
+    }
+
+
+def _student(libraries: dict[str, Any], folder: Path, device: str) -> Any:  # noqa: ANN401 - a SentenceTransformer
+    with no_progress_bar():
+        return libraries["model"](str(folder), device=device, local_files_only=True, trust_remote_code=False)
+
+
+def _split(
+    pairs: list[tuple[Path, str]], held_out: Sequence[Pair] | float, seed: int
+) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """Return pairs to learn from and pairs to judge by."""
+    if isinstance(held_out, (int, float)):
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out must be a share between 0 and 1, or pairs, not {held_out}")
+        count = max(_FEWEST, round(len(pairs) * held_out))
+        order: list[int] = np.random.default_rng(seed).permutation(len(pairs)).tolist()
+        judged, learned = [pairs[place] for place in order[:count]], [pairs[place] for place in order[count:]]
+    else:
+        learned, judged = pairs, [(Path(path), caption) for path, caption in held_out]
+    if min(len(learned), len(judged)) < _FEWEST:
+        raise ValueError(f"{len(learned)} pairs to learn from and {len(judged)} held out are too few")
+    if empty := [path for path, caption in (*learned, *judged) if not caption.strip()]:
+        raise ValueError(f"the caption of {empty[0]} is empty")
+    return learned, judged
+
+
+def _open(path: Path, policy: ImagePolicy) -> Any:  # noqa: ANN401 - a PIL image
+    """Return an image as the embedder reads it. Raises ImageError that names the file."""
+    try:
+        return decode(path, read_encoded(path, policy), policy)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}", retryable=error.retryable) from None
+
+
+def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], policy: ImagePolicy) -> Any:  # noqa: ANN401
+    """Return pairs that are read when they are needed; a caption is marked as a text, whatever is in it."""
+
+    def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [_open(Path(path), policy) for path in batch["image"]]
+        return {"image": images, "caption": [{"text": caption} for caption in batch["caption"]]}
+
+    rows = {"image": [str(path) for path, _ in pairs], "caption": [caption for _, caption in pairs]}
+    return libraries["dataset"].from_dict(rows).with_transform(read)
+
+
+def _make_evaluator(
+    libraries: dict[str, Any],
+    pairs: list[tuple[Path, str]],
+    policy: ImagePolicy,
+    embedder: ClipEmbedder,
+    progress: Callable[[int, float], object] | None,
+) -> Any:  # noqa: ANN401 - a SentenceEvaluator
+    """Return what measures recall@1 of held-out pairs, mean of both directions, and remembers it."""
+
+    class Recall(libraries["evaluator"]):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()  # pyright: ignore[reportUnknownMemberType]
+            self.primary_metric = _METRIC
+            self.history: list[float] = []
+
+        def __call__(self, model: Any, *_: object, **__: object) -> dict[str, float]:  # noqa: ANN401
+            rows = [self._rows(model, start) for start in range(0, len(pairs), _JUDGED)]
+            images, captions = (np.concatenate(part).astype(np.float32) for part in zip(*rows, strict=True))
+            found = evaluate_retrieval(embedder, images, captions)
+            self.history.append((found.text_to_image(1) + found.image_to_text(1)) / 2)
+            if progress is not None:
+                progress(len(self.history) - 1, self.history[-1])
+            return {_METRIC: self.history[-1]}
+
+        def _rows(self, model: Any, start: int) -> tuple[Float32, Float32]:  # noqa: ANN401
+            part = pairs[start : start + _JUDGED]
+            images = [_open(path, policy) for path, _ in part]
+            texts = [{"text": caption} for _, caption in part]
+            return model.encode(images, show_progress_bar=False), model.encode(texts, show_progress_bar=False)
+
+    return Recall()

@@ -1,0 +1,119 @@
+"""Fine-tuning a tiny CLIP on coloured squares: what is learned, kept, measured and refused."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clip_embed import ClipEmbedder, ImageError, MissingExtra, ModelUnsupported, SpaceMismatch, train
+from clip_embed._stamp import check_stamp
+from clip_embed.cli import main
+
+COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 230), "white": (250, 250, 250)}
+Pair = tuple[Path, str]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
+    """Twenty squares in four shaded colours; captions that look like names of files."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    found: list[Pair] = []
+    for place in range(20):
+        name = list(COLOURS)[place % 4]
+        pixels = np.clip(np.array(COLOURS[name]) + rng.integers(-20, 20, (32, 32, 3)), 0, 255).astype(
+            np.uint8
+        )
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+        found.append((folder / f"{place}.png", f"{name}.png"))
+    return found
+
+
+def test_training_raises_recall_in_a_space_of_its_own(
+    clip_folder: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """Held-out squares find their colours; the folder loads, and the old model's vectors are refused."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    told: list[tuple[int, float]] = []
+    found = train(
+        clip_folder,
+        pairs[4:],
+        tmp_path / "learned",
+        held_out=pairs[:4],
+        epochs=4,
+        batch_size=8,
+        chunk_size=4,
+        learning_rate=1e-3,
+        device="cpu",
+        progress=lambda epoch, recall: told.append((epoch, recall)),
+    )
+    assert found.after > found.before
+    assert told[0] == (0, found.before)
+    assert found.after == max(recall for _, recall in told)
+    assert (found.pairs, found.held_out) == (16, 4)
+    assert "16 pairs" in str(found)
+    old, new = ClipEmbedder(clip_folder, device="cpu"), ClipEmbedder(tmp_path / "learned", device="cpu")
+    assert new.space == found.space != old.space
+    scores = new.scores([path for path, _ in pairs[:4]], [caption for _, caption in pairs[:4]])
+    assert (scores.argmax(axis=1) == np.arange(4)).mean() >= found.before
+    with pytest.raises(SpaceMismatch):
+        check_stamp(old.stamp(), old.dim, new, "the store")
+
+
+def test_a_model_that_gains_nothing_stays_as_it_was(
+    clip_folder: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """Without a gain what is saved is the model that was given: the same space."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    table = tmp_path / "pairs.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([("file", "caption"), *pairs])
+    result = CliRunner().invoke(
+        main,
+        ["train", str(table), "--to", str(tmp_path / "same"), "--model", str(clip_folder), "--epochs", "1",
+         "--learning-rate", "1e-12", "--batch-size", "16", "--chunk-size", "8"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "epoch 1: recall@1" in result.stderr
+    assert "18 pairs, 1 epochs" in result.stdout
+    assert ClipEmbedder(tmp_path / "same").space == ClipEmbedder(clip_folder).space
+
+
+def test_what_cannot_be_trained_is_refused_before_it_begins(
+    clip_folder: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """The offline model, a folder that is there, too few pairs, empty captions, broken images."""
+    with pytest.raises(ModelUnsupported, match="offline"):
+        train("offline", pairs, tmp_path / "x")
+    with pytest.raises(FileExistsError, match="is there already"):
+        train(clip_folder, pairs, tmp_path)
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    with pytest.raises(ValueError, match="too few"):
+        train(clip_folder, pairs[:3], tmp_path / "x")
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        train(clip_folder, pairs, tmp_path / "x", held_out=2)
+    with pytest.raises(ValueError, match=r"the caption of .*0\.png is empty"):
+        train(clip_folder, [(pairs[0][0], " "), *pairs[1:]], tmp_path / "x")
+    (tmp_path / "bad.jpg").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        train(clip_folder, [*pairs, (tmp_path / "bad.jpg", "broken")], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_missing_libraries_are_named(
+    clip_folder: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without accelerate or datasets the error says which extra has them."""
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"accelerate.*clip-embed\[train\]"):
+        train(clip_folder, pairs, tmp_path / "x")

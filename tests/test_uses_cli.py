@@ -1,0 +1,125 @@
+"""The commands for what CLIP is used for, on real files with a tiny CLIP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clip_embed.cli import main
+from clip_embed.demo import photos
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six photos in two folders, a copy of one of them, and a broken one."""
+    folder = tmp_path_factory.mktemp("album")
+    for place, path in enumerate(photos()[:6]):
+        kind = folder / ("first" if place < 3 else "second")
+        kind.mkdir(exist_ok=True)
+        shutil.copy(path, kind)
+    shutil.copy(photos()[0], folder / "second" / "copy.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    return folder
+
+
+@pytest.fixture
+def run(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run `clip-embed` in this process with the tiny CLIP."""
+    monkeypatch.setenv("CLIP_EMBED_MODEL", str(clip_folder))
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(each) for each in arguments])
+
+    return invoke
+
+
+def test_similar_finds_the_photo_itself_and_its_copy(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Both come first with a score of 1, the broken photo is named, the gallery shows them."""
+    page = tmp_path / "page.html"
+    result = run("similar", album, photos()[0], "-k", 3, "--json", "--html", page)
+    assert result.exit_code == 1
+    hits = json.loads(result.stdout)
+    assert {hit["path"] for hit in hits[:2]} == {f"first/{photos()[0].name}", "second/copy.jpg"}
+    assert [hit["score"] for hit in hits[:2]] == pytest.approx([1, 1], abs=1e-4)
+    assert "broken.jpg" in result.stderr
+    assert page.read_text().count("<figure>") == 3
+
+
+def test_similar_takes_texts_away_and_diversity(run, album: Path) -> None:  # noqa: ANN001
+    """What is unlike comes last; diversity leaves the copy out; nothing to look for is a usage error."""
+    name = photos()[0]
+    away = run("similar", album, "--text", "a red car", "--unlike", name, "-k", 7, "--json")
+    assert {hit["path"] for hit in json.loads(away.stdout)[-2:]} == {f"first/{name.name}", "second/copy.jpg"}
+    varied = run("similar", album, name, "-k", 2, "--diversity", 0.9, "--json")
+    assert sum(hit["score"] > 0.999 for hit in json.loads(varied.stdout)) == 1
+    assert run("similar", album).exit_code == 2
+    assert run("similar", album, "missing.jpg").exit_code == 2
+
+
+def test_duplicates_lists_the_copy(run, album: Path) -> None:  # noqa: ANN001
+    """One group of two files with the same content; people are told how many there are."""
+    result = run("duplicates", album, "--threshold", 0.9999, "--json")
+    rows = json.loads(result.stdout)
+    assert [(row["group"], row["path"]) for row in rows] == [
+        (1, f"first/{photos()[0].name}"),
+        (1, "second/copy.jpg"),
+    ]
+    assert "2 of 7 photos, in 1 groups" in result.stderr
+    assert run("duplicates", album, "--threshold", 2).exit_code == 2
+
+
+def test_fit_learns_folders_and_predict_names_photos(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Folders are labels; what was saved names the photos, by the model it was fitted with."""
+    target = tmp_path / "album.classifier"
+    fitted = run("fit", album, "-o", target, "--json")
+    assert fitted.exit_code == 1  # the broken photo
+    facts = json.loads(fitted.stdout)
+    assert facts["labels"] == ["first", "second"]
+    assert [facts["accuracy"][name] for name in ("images", "fewest", "folds")] == [7, 3, 3]
+    answer = run("predict", album, target, "--json")
+    named = json.loads(answer.stdout)
+    known = {row["path"]: row["label"] for row in named}
+    assert known["second/" + photos()[4].name] == "second"
+    assert sum(sum(row["probabilities"].values()) for row in named) == pytest.approx(7, abs=1e-4)
+    assert "nearest mean" in run("fit", album, "-o", target, "--method", "mean").stdout
+    assert "probability" in run("predict", album, target).stdout
+
+
+def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """The CSV decides which photos are examples; without two labels there is nothing to learn."""
+    names = [path.name for path in photos()[:6]]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"file,label\nfirst/{names[0]},a\nfirst/{names[1]},b\nsecond/{names[3]},b\ngone.jpg,c\n")
+    facts = json.loads(run("fit", album, "-o", tmp_path / "x", "--labels", table, "--json").stdout)
+    assert facts["labels"] == ["a", "b"]
+    assert (facts["accuracy"]["images"], facts["accuracy"]["probe"]) == (3, None)
+    table.write_text("photo,label\n")
+    assert run("fit", album, "-o", tmp_path / "x", "--labels", table).exit_code == 2
+    single = run("fit", album / "first", "-o", tmp_path / "y")
+    assert single.exit_code == 1
+    assert "two different labels" in single.stderr
+    assert not (tmp_path / "y").exists()
+    (tmp_path / "bad").write_text("no classifier")
+    assert "is no classifier" in run("predict", album, tmp_path / "bad").stderr
+
+
+def test_search_says_whether_there_is_a_match(run, clip_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """With --relevance scores are percentiles, a line says where none is high; a few photos are too few."""
+    page = tmp_path / "page.html"
+    result = run("search", photos()[0].parent, "zzz", "--relevance", "--json", "-k", 44, "--html", page)
+    assert result.exit_code == 0
+    scores = [hit["relevance"] for hit in json.loads(result.stdout)]
+    assert len(scores) == 44
+    assert all(0 <= score <= 100 for score in scores)
+    assert scores == sorted(scores, reverse=True)
+    assert ("No good match" in result.stderr) == (scores[0] < 90)
+    assert "<meter" in page.read_text()
+    (tmp_path / "few").mkdir()
+    shutil.copy(photos()[0], tmp_path / "few")
+    few = run("search", tmp_path / "few", "zzz", "--relevance")
+    assert few.exit_code == 1
+    assert "at least 10 images, not 1" in few.stderr

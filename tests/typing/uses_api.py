@@ -1,0 +1,52 @@
+"""Typed uses of what CLIP is used for: for `mypy --strict` and pyright, never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from clip_embed import (
+    Accuracy,
+    Classification,
+    Classifier,
+    ClipEmbedder,
+    Duplicates,
+    Matches,
+    Relevance,
+    diverse,
+    duplicates,
+    fit,
+    fit_relevance,
+    similar,
+)
+
+Float32 = npt.NDArray[np.float32]
+
+
+def visual_search(clip: ClipEmbedder, vectors: Float32, column: pa.ChunkedArray[Any]) -> None:
+    """Images, vectors and columns go in, indices and scores come out."""
+    found = assert_type(similar(clip, ["a.jpg"], vectors, unlike=[b"image"], diversity=0.5), Matches)
+    assert_type(found.scores, Float32)
+    assert_type(list(found), list[tuple[int, float]])
+    assert_type(duplicates(clip, column, threshold=0.9), Duplicates)
+    assert_type(duplicates(clip, column).extra, tuple[int, ...])
+    assert_type(diverse(clip, vectors.astype(np.float64), 5), Matches)
+
+
+def few_shot(clip: ClipEmbedder, vectors: Float32) -> None:
+    """Labels are learned, kept and used as zero-shot ones are."""
+    learned = assert_type(fit(clip, vectors, ["a", "b"], method="mean", folds=3), Classifier)
+    assert_type(learned.accuracy, Accuracy)
+    learned.save("x.classifier")
+    assert_type(Classifier.load("x.classifier").predict(clip, ["a.jpg"]), Classification)
+
+
+def relevance(clip: ClipEmbedder, vectors: Float32) -> None:
+    """Percentiles have the shape of scores."""
+    fitted = assert_type(fit_relevance(clip, vectors), Relevance)
+    assert_type(fitted.rate(clip, vectors, ["a", "b"]), Float32)
+    assert_type(fitted.find(clip, vectors, "a", least=95), Matches)
+    assert_type(Relevance.from_json(fitted.to_json()), Relevance)
