@@ -238,7 +238,9 @@ def _make_evaluator(
 ) -> Any:  # noqa: ANN401 - a SentenceEvaluator
     """Return what measures recall@1 of held-out pairs, mean of both directions, and remembers it."""
 
-    class Recall(libraries["evaluator"]):  # type: ignore[misc]
+    evaluator: Any = libraries["evaluator"]
+
+    class Recall(evaluator):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()  # pyright: ignore[reportUnknownMemberType]
             self.primary_metric = _METRIC

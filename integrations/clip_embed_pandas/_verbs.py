@@ -15,9 +15,9 @@ from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed._classify import Labels
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
-from clip_embed._frames.vectors import Part, Places, VectorColumn, flat_rows, measure, open_vectors
+from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, measure, open_vectors
 from clip_embed._images.source import ImageInput
-from clip_embed._ranking import group_alike
+from clip_embed._ranking import Places, group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32, ImagePolicy
 from clip_embed.arrow import stamp_vectors, vector_array
