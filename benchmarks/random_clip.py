@@ -71,7 +71,7 @@ def _write_clip(folder: Path) -> None:
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    tokenizer = _tokenizer(folder)
+    tokenizer = byte_tokenizer(folder)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -121,7 +121,7 @@ def _widen(model: Any, times: float) -> None:  # noqa: ANN401 - a model of trans
         patches.sub_(patches.mean((2, 3), keepdim=True)).mul_(times)
 
 
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers' CLIPTokenizer
+def byte_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers' CLIPTokenizer
     """CLIP's tokenizer without merges: every byte is a token. No text is timed here."""
     from transformers import CLIPTokenizer
 

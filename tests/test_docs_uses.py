@@ -36,12 +36,12 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     exec(compile("".join(blocks), f"{page}.md", "exec"), {})  # noqa: S102 - our own pages
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "fine-tuning"])
 def test_the_commands_of_a_page_exist(page: str) -> None:
     """Each command is one, with the options that stand there."""
     text = (DOCS / f"{page}.md").read_text("utf-8")
-    for line in re.findall(r"`clip-embed ([^`]+)`", text):
-        name, *rest = shlex.split(line.replace("\n", " "))
+    for line in re.findall(r"`clip-embed ([^`]+)`|^clip-embed (.+)$", text, re.MULTILINE):
+        name, *rest = shlex.split("".join(line).replace("\n", " "))
         command = main.commands[name]
         options = {option for parameter in command.params for option in parameter.opts}
         assert isinstance(command, click.Command)
@@ -58,7 +58,7 @@ def test_a_page_has_its_figures_and_its_picture(page: str) -> None:
     assert 5_000 < picture.stat().st_size <= 100_000
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "fine-tuning"])
 def test_links_lead_somewhere(page: str) -> None:
     """Every relative link is a file of the docs."""
     for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / f"{page}.md").read_text("utf-8")):

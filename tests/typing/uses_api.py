@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
@@ -16,11 +17,13 @@ from clip_embed import (
     Duplicates,
     Matches,
     Relevance,
+    Training,
     diverse,
     duplicates,
     fit,
     fit_relevance,
     similar,
+    train,
 )
 
 Float32 = npt.NDArray[np.float32]
@@ -50,3 +53,11 @@ def relevance(clip: ClipEmbedder, vectors: Float32) -> None:
     assert_type(fitted.rate(clip, vectors, ["a", "b"]), Float32)
     assert_type(fitted.find(clip, vectors, "a", least=95), Matches)
     assert_type(Relevance.from_json(fitted.to_json()), Relevance)
+
+
+def training(pairs: list[tuple[str | Path, str]]) -> None:
+    """Pairs of file and caption go in, a folder and two recalls come out."""
+    found = assert_type(
+        train("model", pairs, "folder", held_out=0.2, progress=lambda epoch, recall: None), Training
+    )
+    assert_type(found.after - found.before, float)
