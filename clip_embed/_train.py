@@ -237,7 +237,6 @@ def _make_evaluator(
     progress: Callable[[int, float], object] | None,
 ) -> Any:  # noqa: ANN401 - a SentenceEvaluator
     """Return what measures recall@1 of held-out pairs, mean of both directions, and remembers it."""
-
     evaluator: Any = libraries["evaluator"]
 
     class Recall(evaluator):  # type: ignore[misc]
