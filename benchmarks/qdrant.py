@@ -42,8 +42,9 @@ from clip_embed_qdrant._entries import point_id
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._options import Options
 from clip_embed_qdrant._place import Address, Place
-from clip_embed_qdrant._sink import Meta, Points, Sink
+from clip_embed_qdrant._sink import Meta, Points, Sink, Vectors
 from clip_embed_qdrant._tables import iterable
+from clip_embed_qdrant._target import Target
 from clip_embed_qdrant._upload import Patience, Uploader
 
 UInt8 = npt.NDArray[np.uint8]
@@ -180,7 +181,7 @@ def instant(images: int) -> None:
 def _edge(folder: Path) -> EdgeSink:
     """An empty store for vectors of ViT-B/32's dimension."""
     sink = EdgeSink(folder)
-    sink.create(Meta(ClipEmbedder(Instant()).stamp(), None), DIM)
+    sink.create(Meta(Vectors(ClipEmbedder(Instant()).stamp(), None, sink.vector)), DIM)
     return sink
 
 
@@ -281,7 +282,11 @@ def resume(images: int) -> None:
         calls = sum(model.calls[0])
         for _ in range(ROUNDS):
             with ImageStore(f"{temporary}/s.clip", embedder=clip) as store:
-                click.echo(f"second run: {store.ingest(folder)}; {sum(model.calls[0]) - calls} decoded")
+                cpu = time.process_time()
+                report = store.ingest(folder)
+                rate = images / (time.process_time() - cpu)
+            decoded = sum(model.calls[0]) - calls
+            click.echo(f"second run: {report}; {rate:,.0f} per CPU second, {decoded} decoded")
 
 
 class Nowhere:
@@ -316,20 +321,21 @@ def _images(count: int) -> Iterator[tuple[str, UInt8, dict[str, object]]]:
 
 
 @main.command()
+@click.option("--at-least", default=10_000, show_default=True)
 @click.option("--up-to", default=100_000, show_default=True)
-def memory(up_to: int) -> None:
+def memory(at_least: int, up_to: int) -> None:
     """How much memory stays behind for each 100,000 images: of ours, and of the shard."""
     clip = ClipEmbedder(FakeModel(dim=DIM, size=8), cache=None, batch_size=64)
     click.echo(
         f"{'images':>9} {'store':>8} {'MB at start':>12} {'at end':>8} {'per 100,000':>12} {'µs each':>8}"
     )
-    for count in [each for each in (10_000, 100_000, 1_000_000) if each <= up_to]:
+    for count in [each for each in (10_000, 100_000, 1_000_000) if at_least <= each <= up_to]:
         for name in ("nowhere", "Edge"):
             with tempfile.TemporaryDirectory() as folder:
                 sink: Any = Nowhere() if name == "nowhere" else _edge(Path(folder) / "s.clip")
                 marks = list[tuple[int, float]]()
                 source = iterable(_images(count), ("image", "path", None))
-                job = Ingest(sink, clip, source, Options(), partial(_mark, marks))
+                job = Ingest(Target(sink), clip, source, Options(), partial(_mark, marks))
                 took = _seconds(job.run)
                 if name == "Edge":
                     sink.close()

@@ -216,7 +216,7 @@ def faults(count: int) -> None:
         "connection cut in the middle": [fault("cut", 3, after=3)],
         "applied, then the answer is lost": [fault("applied", 3, after=3)],
         "questions fail, three times": [fault("down", 3, ("retrieve",), after=2)],
-        "two poison payloads": [fault("poison", poison="<77>"), fault("poison", poison="<1500>")],
+        "two poison payloads": [fault("poison", poison="<77>"), fault("poison", poison=f"<{count // 2}>")],
         "API key revoked": [fault("auth", after=3)],
         "storage full": [fault("full", after=3)],
         "down for good": [fault("down", after=3)],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from clip_embed._models.opening import (
     check_model_precision,
     model_precision,
     open_model,
+    path_or_model,
 )
 from clip_embed._models.precision import Precision
 from clip_embed._stamp import Stamp, probe_images, probe_texts
@@ -35,6 +36,18 @@ from clip_embed._vectors import Vectors, given_vectors
 from clip_embed.errors import ImageBatchError, ImageError, ModelError
 
 Images = Iterable[ImageInput | tuple[object, ImageInput]] | UInt8
+
+
+class Settings(NamedTuple):
+    """What an embedder was made with, and is made of again in another process."""
+
+    model: str | Path | Model
+    device: str
+    precision: Precision
+    batch_size: int | Literal["auto"]
+    workers: int | Literal["auto"]
+    policy: ImagePolicy
+    cache: EmbeddingCache | None
 
 
 class ClipEmbedder:
@@ -87,17 +100,23 @@ class ClipEmbedder:
         self._with_torch = isinstance(model, (str, Path))  # a model of the user's own may run without
         self._policy = policy or ImagePolicy()
         self._cache = _as_cache(cache)
+        found = path_or_model(model)
+        self.settings = Settings(found, device, precision, batch_size, workers, self._policy, self._cache)
         self._cached_towers: CachedTowers | None = None
         self._stamp: Stamp | None = None
         self._labels = LabelVectors()
         if batch_size == "auto" and not self._with_torch:
             batch_size = suggest_batch_size("cpu")
         self._towers = Towers(
-            lambda: open_model(model, device, precision),
+            lambda: open_model(found, device, precision),
             device=device,
             batch_size=batch_size,
             pad=self._with_torch,
         )
+
+    def __reduce__(self) -> tuple[Callable[[Settings], ClipEmbedder], tuple[Settings]]:
+        """Travel to another process as settings: weights load there, once for all copies of one embedder."""
+        return _revive, (self.settings,)
 
     def __repr__(self) -> str:
         source = describe(self._source)
@@ -299,6 +318,17 @@ class ClipEmbedder:
             Image.preinit()  # imports Pillow's formats here rather than in the decode threads
             recipe = Recipe.of(self.precision, self.model.image_spec, policy)
         return CachedTowers(self._towers, policy, recipe, cache, with_torch=self._with_torch)
+
+
+_revived: dict[str, ClipEmbedder] = {}
+
+
+def _revive(settings: Settings) -> ClipEmbedder:
+    """Return the embedder of these settings that came to this process before, or a new one."""
+    if not isinstance(settings.model, (str, Path)):  # nothing says that two objects are the same model
+        return ClipEmbedder(**settings._asdict())
+    key = repr(settings)
+    return _revived.get(key) or _revived.setdefault(key, ClipEmbedder(**settings._asdict()))
 
 
 def _as_cache(cache: object) -> EmbeddingCache | None:

@@ -19,14 +19,10 @@ def best(scores: Float32, k: int) -> Places:
     """Return the places of the k largest of n scores, largest first; of equals the first, no NaN."""
     if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"k must be a whole number from 1, not {k!r}")
-    known = np.flatnonzero(~np.isnan(scores))
-    values = scores[known]
-    if k < len(values):
-        least = np.partition(values, len(values) - k)[len(values) - k]
-        above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
-        chosen = np.sort(np.concatenate([above, equal[: k - len(above)]]))
-        known, values = known[chosen], values[chosen]
-    return known[np.argsort(-values, kind="stable")]
+    order = -scores
+    least = np.partition(order, k - 1)[k - 1] if k < len(order) else np.nan
+    places = np.flatnonzero(~np.isnan(order) if np.isnan(least) else order <= least)
+    return places[np.argsort(order[places], kind="stable")][:k]
 
 
 def group_alike(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Places, Float32]:

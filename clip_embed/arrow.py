@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from clip_embed.errors import SpaceMismatch
 __all__ = ["embed_images", "image_values", "read_vectors", "stamp_vectors", "vector_array", "vector_type"]
 
 _STAMP = b"clip_embed"
+_read_stamp = lru_cache(8)(Stamp.from_json)
 Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 Vectors: TypeAlias = "pa.FixedSizeListArray[Any, Any]"
 Bools: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
@@ -90,13 +92,17 @@ def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the colum
 
 def stamp_of(kind: Any, where: str) -> Stamp | None:  # noqa: ANN401 - one of pyarrow's list types
     """Return the stamp that a type of vectors carries. Raises SpaceMismatch where it cannot be read."""
-    metadata = cast("dict[bytes, bytes]", kind.field(0).metadata or {})
-    if (text := metadata.get(_STAMP)) is None:
+    if (text := stamp_text(kind)) is None:
         return None
     try:
-        return Stamp.from_json(text)
+        return _read_stamp(text)
     except ValueError as error:
         raise SpaceMismatch(f"{where}: {error}") from error
+
+
+def stamp_text(kind: Any) -> bytes | None:  # noqa: ANN401 - one of pyarrow's list types
+    """Return the stamp in a type of vectors as it is written there, None where there is none."""
+    return cast("dict[bytes, bytes]", kind.field(0).metadata or {}).get(_STAMP)
 
 
 def _is_list(kind: pa.DataType) -> bool:

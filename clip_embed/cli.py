@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__, fit_relevance
+from clip_embed._cli import moving
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
@@ -86,10 +87,10 @@ def run() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("clip-embed-demo"),
     show_default=True,
-    help="Folder for photos.duckdb and gallery.html.",
+    help="Folder for photos.duckdb, photos.clip and gallery.html.",
 )
 def demo(text: str, folder: Path) -> None:
-    """Put the sample photos into a DuckDB file and query them by text.
+    """Put the sample photos into a DuckDB file and a Qdrant store and query them by text.
 
     Uses the model "offline", so it needs no hub, no GPU and no server.
     """
@@ -274,7 +275,7 @@ def sql(
 
 
 main.add_command(models)
-for _command in (*COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS, train):
+for _command in (*COMMANDS, *moving.COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS, train):
     main.add_command(_command)
 
 

@@ -71,6 +71,10 @@ class ImageBatchError(ClipEmbedError, ValueError):
             "reports failures without raising."
         )
 
+    def __reduce__(self) -> tuple[type[ImageBatchError], tuple[object, ...]]:
+        """Travel between processes with everything."""
+        return type(self), (self.failures, self.batch)
+
 
 class SpaceMismatch(ClipEmbedError, ValueError):
     """Vectors of another model, or of another dimension, must not be compared with these."""
@@ -96,7 +100,12 @@ class MissingExtra(ClipEmbedError, ImportError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
+        self._given = (library, extra, purpose)
         super().__init__(
             f"{purpose} needs {library}, which is not installed: pip install 'clip-embed[{extra}]'",
             name=library,
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        """Travel between processes with everything."""
+        return type(self), self._given

@@ -229,8 +229,8 @@ def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Pa
     found = find_photos(tmp_path)
     calls = iter([lambda _: None, lambda _: None, interrupt])
     with pytest.raises(KeyboardInterrupt):
-        index_folder(tmp_path, found, embedder, lambda n: next(calls)(n))
-    again = index_folder(tmp_path, found, embedder, lambda _: None)
+        index_folder(tmp_path, found, embedder, lambda n, _: next(calls)(n))
+    again = index_folder(tmp_path, found, embedder, lambda *_: None)
     assert len(again.paths) == 40
     assert 0 < again.embedded < 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,34 @@ def test_demo_command(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "gallery.html").read_text("utf-8").count("<img") == len(photos())
     with duckdb.connect(str(tmp_path / "demo" / "photos.duckdb"), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM photos").fetchall() == [(len(photos()),)]
-    assert CliRunner().invoke(main, ["demo", "--to", str(tmp_path / "demo")]).exit_code == 0, "a second time"
+    again = CliRunner().invoke(main, ["demo", "--to", str(tmp_path / "demo")])
+    assert again.exit_code == 0, "a second time"
+
+
+def test_the_demo_asks_qdrant_too(tmp_path: Path) -> None:
+    """The best three are those of DuckDB with the same scores, and the store can be searched afterwards."""
+    pytest.importorskip("qdrant_edge", reason="needs the extra qdrant")
+    output = CliRunner().invoke(main, ["demo", "--to", str(tmp_path)]).output
+    first, second = output.split("The same from Qdrant, in this process: 44 photos in ")
+    found = [line.split() for line in second.splitlines()[3:6]]
+    assert [name for _, name in found] == [
+        line.split()[1] for line in first.splitlines() if line[:2] in ("1 ", "2 ", "3 ")
+    ]
+    for score, name in found:
+        line = next(line for line in first.splitlines() if name in line)
+        assert float(line.split()[-1]) == pytest.approx(float(score), abs=2e-3)
+    result = CliRunner().invoke(main, ["search", str(tmp_path / "photos.clip"), "red car", "-k", "1"])
+    assert found[0][1] in result.output
+
+
+def test_the_demo_runs_without_qdrant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what is left out and how to get it."""
+    monkeypatch.delitem(sys.modules, "clip_embed_qdrant", raising=False)
+    monkeypatch.setitem(sys.modules, "qdrant_edge", None)
+    result = CliRunner().invoke(main, ["demo", "--to", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "Without Qdrant: " in result.output
+    assert "pip install 'clip-embed[qdrant]'" in result.output
 
 
 def test_the_text_of_the_demo_may_hold_quotes(tmp_path: Path) -> None:

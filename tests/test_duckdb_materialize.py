@@ -529,6 +529,8 @@ def test_the_bar(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setattr("clip_embed._progress._PATIENCE", 0)
+    monkeypatch.setattr("clip_embed._progress._BETWEEN", 0)
     for kind, progress, shown in (
         (Terminal, True, True),
         (Terminal, False, False),

@@ -20,7 +20,7 @@ from PIL import Image
 
 import clip_embed_pandas as cp
 from clip_embed import ClipEmbedder
-from clip_embed._frames import progress as bars
+from clip_embed import _progress as bars
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 EVIL = [
@@ -75,6 +75,9 @@ def test_a_gallery_is_a_frame_that_shows_pictures(tmp_path: Path) -> None:
         assert type(other) is pd.DataFrame
     assert "no image" in frame.clip.gallery()._repr_html_()
     assert type(found.clip.gallery()) is cp.Gallery
+    labelled = pd.DataFrame(frame.clip.classify(["red", "blue"])).clip.gallery()._repr_html_()
+    assert "· red" in labelled
+    assert labelled.count("<b>0.") + labelled.count("<b>1.") == 2
     with pd.option_context("display.notebook_repr_html", False):
         assert found._repr_html_() is None
     assert "<table" in cp.search(frame.clip.embed()[["embedding"]], "red")._repr_html_()  # nothing to show
@@ -188,7 +191,7 @@ def test_many_images_are_dots(tmp_path: Path) -> None:
 
 
 def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar that grows and goes away, without widgets; none where it is quick, none in a program."""
+    """A bar that grows, counts failures and goes away, without widgets; none where it is quick."""
     shown: list[str] = []
     page = types.SimpleNamespace(
         HTML=lambda markup: markup,
@@ -196,39 +199,74 @@ def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setitem(sys.modules, "IPython.display", page)
     monkeypatch.setattr(bars, "in_notebook", lambda: True)
-    clock = iter(np.arange(0, 100, 0.3).tolist())
-    monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))
-    with bars.progress(4, "Embedding 4 images") as done:
-        for _ in range(4):
-            done(1)
-    assert '<progress value="2" max="4">' in shown[0]
-    assert "2 of 4" in shown[0]
-    assert shown[-1] == ""
-    shown.clear()
-    monkeypatch.setattr(bars.time, "perf_counter", lambda: 0.0)
-    with bars.progress(4, "quick") as done:
-        done(4)
+    with bars.Progress("quick", 4) as progress:
+        progress.add(4)
     assert not shown
+    monkeypatch.setattr(bars, "_PATIENCE", 0)
+    monkeypatch.setattr(bars, "_BETWEEN", 0)
+    with bars.Progress("Embedding <b>", 4) as progress:
+        progress.add(1)
+        progress.add(1, failed=1)
+    assert '<progress value="1" max="4">' in shown[0]
+    assert "Embedding &lt;b&gt;:" in shown[0]
+    assert "failed" not in shown[0]
+    assert '<progress value="2" max="4">' in shown[-2]
+    assert "2/4" in shown[-2]
+    assert "images/s, failed=1]" in shown[-2]
+    assert shown[-1] == ""
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bar on stderr where that is a terminal and it takes a while, else nothing."""
+    """A line on stderr that goes away where that is a terminal and it takes a while, else nothing."""
     monkeypatch.setattr(bars, "_PATIENCE", 0)
-    monkeypatch.setattr(bars, "_PAUSE", 0)
-    with bars.progress(4, "Embedding") as done:
-        done(4)
+    monkeypatch.setattr(bars, "_BETWEEN", 0)
+    with bars.Progress("Embedding", 4) as progress:
+        progress.add(4)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with bars.progress(4, "Embedding") as done:
-        done(1)
-        done(3)
+    with bars.Progress("Embedding", 4) as progress:
+        progress.add(1)
+        progress.fail(1)
+        progress.add(3)
     shown = capsys.readouterr().err
-    assert " 25%" in shown
+    assert "Embedding:  25%" in shown
     assert "100%" in shown
+    assert "failed=1" in shown
+    assert shown.endswith("\r")
+    with bars.Progress("off", 4, enabled=False) as progress:
+        progress.add(4)
     monkeypatch.setattr(bars, "_PATIENCE", 60)
-    with bars.progress(4, "quick") as done:
-        done(4)
+    with bars.Progress("quick", 4) as progress:
+        progress.add(4)
     assert capsys.readouterr().err == ""
+
+
+def test_short_calls_are_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What begins soon after the end of the last counts on; after a pause it begins at nothing."""
+    clock = iter([10.0, 10.0, 10.1, 10.5, 10.6, 20.0, 20.0, 20.1])
+    progress = bars.Progress(enabled=False)
+    monkeypatch.setattr(bars.time, "monotonic", lambda: next(clock))
+    for done in (1, 2, 1):
+        progress.begin()
+        progress.add(1)
+        assert progress.done == done
+        progress.end()
+
+
+def test_every_notebook_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels have shells of their own below the usual one, as on Colab; a terminal's is none."""
+
+    class ZMQInteractiveShell:
+        pass
+
+    class Colab(ZMQInteractiveShell):
+        pass
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    for shell, expected in ((ZMQInteractiveShell(), True), (Colab(), True), (None, False)):
+        python = types.SimpleNamespace(get_ipython=lambda shell=shell: shell)
+        monkeypatch.setitem(sys.modules, "IPython", python)
+        assert bars.in_notebook() == expected
 
 
 def _texts(notebook: Any) -> list[str]:  # noqa: ANN401

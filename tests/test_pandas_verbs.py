@@ -20,6 +20,7 @@ from PIL import Image
 import clip_embed_pandas as cp
 from clip_embed import ClipEmbedder, ImageBatchError, ImagePolicy, MissingExtra, SpaceMismatch
 from clip_embed._frames import session
+from clip_embed._frames.vectors import open_vectors
 from clip_embed._ranking import best, group_alike
 from clip_embed.arrow import stamp_vectors, vector_array
 from clip_embed.testing import FakeModel
@@ -127,6 +128,13 @@ def test_similar_takes_an_image_or_a_vector(frame: Any) -> None:  # noqa: ANN401
         frame.clip.similar([0.0, 1.0, 2.0])
 
 
+@pytest.mark.parametrize("number", [0, np.nan, np.inf])
+def test_similar_refuses_a_vector_without_direction(frame: Any, number: float) -> None:  # noqa: ANN401
+    """What no image can be like is an error, not an empty or arbitrary answer."""
+    with pytest.raises(ValueError, match="is like no image"):
+        frame.clip.similar(np.full(16, number, np.float32))
+
+
 def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> None:  # noqa: ANN401
     """The likeliest label of each row as a category; NA where there is no image."""
     labels = ["red", "blue", "green"]
@@ -145,6 +153,23 @@ def test_classify_adds_label_and_probability(frame: Any, clip: ClipEmbedder) -> 
     ]
     with pytest.raises(ValueError, match="two labels"):
         frame.clip.classify(["red"])
+
+
+def test_probabilities_of_all_labels(frame: Any, clip: ClipEmbedder) -> None:  # noqa: ANN401
+    """A column for each label with the frame's index; shares of an image, or each for itself with `multi`."""
+    data = pd.concat([frame, pd.DataFrame({"img": [None]}, index=[99])])
+    labels = {"red": ["red", "crimson"], "blue": "navy"}
+    for multi in (False, True):
+        found = cp.probabilities(data, labels, multi=multi, other="neither")
+        assert found.columns.tolist() == ["red", "blue", "neither"]
+        assert found.index.tolist() == data.index.tolist()
+        expected = clip.classify(frame["img"].tolist(), labels, multi=multi, other="neither").probabilities
+        np.testing.assert_allclose(found[:-1], expected, atol=1e-5)
+        assert found.iloc[-1].isna().all()
+        best = data.clip.classify(labels, multi=multi, other="neither")
+        assert best["label"].tolist()[:-1] == found[:-1].idxmax(axis=1).tolist()
+        assert best["probability"][:-1].tolist() == found[:-1].max(axis=1).tolist()
+    assert cp.probabilities(frame["img"], ["red"], multi=True).shape == (5, 1)
 
 
 def test_duplicates_come_in_groups(frame: Any) -> None:  # noqa: ANN401
@@ -188,6 +213,38 @@ def test_best_keeps_the_order_of_equals() -> None:
     assert best(np.empty(0, np.float32), 1).tolist() == []
 
 
+def test_equal_vectors_have_equal_scores(clip: ClipEmbedder) -> None:
+    """Wherever they lie: in blocks, in parts, in the first search and in later ones; so order is kept."""
+    row = np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    whole = vectors_of(np.tile(row, (20_003, 1)), clip)
+    parts = pd.concat([whole[:5], whole[5:9_001], whole[9_001:]])
+    first, again = cp.score(parts, "red"), cp.score(parts, "red")
+    assert first.nunique() == 1
+    assert first.tolist() == again.tolist() == cp.score(whole, "red").tolist()
+    found = cp.search(parts, "red", 9)
+    assert found.index.tolist() == list(range(9))
+    assert set(found["score"]) == {first[0]}
+
+
+def test_the_first_search_need_not_measure(frame: Any, tmp_path: Path, clip: ClipEmbedder) -> None:  # noqa: ANN401
+    """Lengths are known of vectors that were just made or read; of others once they were searched."""
+
+    def is_measured(data: Any) -> bool:  # noqa: ANN401
+        parts = open_vectors(data["embedding"].array.__arrow_array__(), clip, "it").parts
+        return all(part.is_measured for part in parts)
+
+    done = cp.embed(frame)
+    cp.to_parquet(done, tmp_path / "done.parquet")
+    assert is_measured(done)
+    assert is_measured(cp.read_parquet(tmp_path / "done.parquet"))
+    others = done[::-1]
+    assert not is_measured(others)
+    cp.search(others, "red")
+    assert is_measured(others)
+    nothing = cp.embed(pd.DataFrame({"img": [None, None]}), "img")
+    assert cp.search(nothing, "red").empty
+
+
 def test_vectors_are_not_copied(frame: Any) -> None:  # noqa: ANN401
     """numpy, torch, polars and Arrow see the memory of the column; a search takes it as it lies."""
     torch = pytest.importorskip("torch")
@@ -197,8 +254,6 @@ def test_vectors_are_not_copied(frame: Any) -> None:  # noqa: ANN401
     assert cp.to_numpy(column).ctypes.data == address
     assert not cp.to_numpy(column).flags.writeable
     assert torch.from_dlpack(array.values).data_ptr() == address
-    from clip_embed._frames.vectors import open_vectors
-
     opened = open_vectors(column.array.__arrow_array__(), session.the_embedder(None), "it")
     assert opened.parts[0].rows.ctypes.data == address
     assert cp.to_numpy(column.iloc[2:]).ctypes.data == address + 2 * 16 * 4

@@ -21,6 +21,7 @@ import clip_embed_pandas
 import clip_embed_polars as cp
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed.testing import FakeModel
+from clip_embed_polars._vectors import to_vectors
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -106,6 +107,13 @@ def test_answers(frame: pl.DataFrame) -> None:
     assert cp.classify(done, {"red": "crimson", "blue": "navy"}, other="no")["label"].dtype == pl.Enum(
         ["red", "blue", "no"]
     )
+    shares = cp.probabilities(done, ["red", "blue"], multi=True)
+    assert shares.columns == ["red", "blue"]
+    assert shares["red"].null_count() == 1
+    assert (
+        shares.max_horizontal().to_list()
+        == cp.classify(done, ["red", "blue"], multi=True)["probability"].to_list()
+    )
     twice = pl.concat([done, done])
     assert cp.duplicates(twice, 0.999)["group"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
     scores = cp.score(done, "red")
@@ -170,6 +178,28 @@ def test_vectors_are_not_copied(frame: pl.DataFrame) -> None:
     rows = column.to_numpy(allow_copy=False)
     assert rows.ctypes.data == array.values.buffers()[1].address
     assert rows.shape == (4, 16)
+
+
+def test_lengths_are_measured_once_for_the_same_memory(clip: ClipEmbedder) -> None:
+    """Parts of a column are taken where they lie; a column that is replaced in place is measured anew."""
+    query = clip.embed_texts(["red"])
+    plain = pl.Array(pl.Float32, 16)
+    one, two = (pl.DataFrame({"emb": pl.Series(query * length, dtype=plain)}) for length in (2, 3))
+    table = pl.concat([one, two], rechunk=False)
+
+    def opened() -> Any:  # noqa: ANN401
+        with pytest.warns(UserWarning, match="nothing says which model"):
+            vectors = to_vectors(table["emb"], clip, "it", table)
+        assert vectors is not None
+        assert vectors.cosines(query[0]).tolist() == pytest.approx([1] * len(table), abs=1e-5)
+        return vectors.parts
+
+    parts = opened()
+    chunks = [chunk.to_arrow().values.buffers()[1].address for chunk in table["emb"].get_chunks()]
+    assert [part.rows.ctypes.data for part in parts] == chunks
+    assert opened() is parts
+    table.replace_column(0, pl.Series("emb", np.concatenate([query * 5, query / 5]), dtype=plain))
+    assert opened() is not parts
 
 
 def test_failures(frame: pl.DataFrame, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -54,6 +54,7 @@ class EmbeddingCache:
         if max_bytes < _SMALLEST_FILE or memory_bytes < 0:
             raise ValueError(f"max_bytes must be at least {_SMALLEST_FILE:,} and memory_bytes at least 0")
         self._path = None if path is None else Path(path).expanduser().absolute()
+        self._limits = (max_bytes, memory_bytes)
         self._memory = MemoryCache(memory_bytes)
         self._disk: DiskCache | None = None
         if self._path is not None:
@@ -71,6 +72,10 @@ class EmbeddingCache:
     def path(self) -> Path | None:
         """The file, None where there is only memory."""
         return self._path
+
+    def __reduce__(self) -> tuple[Callable[..., EmbeddingCache], tuple[object, ...]]:
+        """Travel to another process as path and limits: the file is shared, the memory is not."""
+        return _reopen, (self._path, *self._limits)
 
     def __len__(self) -> int:
         """Return the number of vectors: those in the file, or in memory where there is none."""
@@ -128,6 +133,10 @@ class EmbeddingCache:
         """Write to the file what is not written yet."""
         if self._disk is not None:
             self._disk.commit()
+
+
+def _reopen(path: Path | None, max_bytes: int, memory_bytes: int) -> EmbeddingCache:
+    return EmbeddingCache(path, max_bytes=max_bytes, memory_bytes=memory_bytes)
 
 
 class MemoryCache:

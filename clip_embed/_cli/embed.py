@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._models.space import cache_dir
+from clip_embed._progress import Progress
 from clip_embed._types import EmbeddedBatch, Float32
 from clip_embed.arrow import vector_array, vector_type
 
@@ -39,16 +39,16 @@ def write_vectors(folder: Path, target: Path, name: str, photos: Iterable[str], 
     embedder.load()
     started = time.perf_counter()
     failures: list[str] = []
-    label = f"Embedding {len(wanted):,} photos"
+    click.echo(f"Embedding {len(wanted):,} photos", err=True)
     with (
         _writer(target, embedder) as rows,
-        click.progressbar(length=len(wanted), label=label, file=sys.stderr) as bar,
+        Progress("Embedding", len(wanted)) as progress,
         embedder.stream_images((path, folder / path) for path in wanted) as batches,
     ):
         for batch in batches:
             rows.add(batch)
             failures += [f"{failure.source}: {failure.reason}" for failure in batch.failures]
-            bar.update(len(batch.vectors) + len(batch.failures))
+            progress.add(len(batch.vectors) + len(batch.failures), len(batch.failures))
     seconds = time.perf_counter() - started
     done = len(wanted) - len(failures)
     if as_json:

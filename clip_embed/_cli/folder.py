@@ -35,6 +35,7 @@ def json_option(command: Callable[..., None]) -> Callable[..., None]:
 def embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex:
     """Bring the vectors of a folder's photos up to date, and say on stderr what that took."""
     from clip_embed._cli.folder_index import find_photos, index_folder
+    from clip_embed._progress import Progress
 
     photos = find_photos(folder)
     if not photos:
@@ -42,10 +43,9 @@ def embed_folder(folder: Path, name: str, embedder: ClipEmbedder) -> FolderIndex
     click.echo(f"Loading {name} …", err=True)
     embedder.load()
     started = time.perf_counter()
-    with click.progressbar(
-        length=len(photos), label=f"Reading {len(photos):,} photos", file=sys.stderr
-    ) as bar:
-        index = index_folder(folder, photos, embedder, bar.update)
+    click.echo(f"Reading {len(photos):,} photos", err=True)
+    with Progress("Reading", len(photos)) as progress:
+        index = index_folder(folder, photos, embedder, progress.add)
     seconds = time.perf_counter() - started
     if index.embedded:
         click.echo(f"Embedded {index.embedded:,} photos on {embedder.device} in {seconds:.1f} s.", err=True)

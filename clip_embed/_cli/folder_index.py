@@ -59,16 +59,16 @@ def index_folder(
     folder: Path,
     photos: dict[str, tuple[int, int]],
     embedder: ClipEmbedder,
-    progress: Callable[[int], object],
+    progress: Callable[[int, int], object],
 ) -> FolderIndex:
     """Bring the vectors of `photos` (from `find_photos`) up to date and keep them.
 
-    `progress` is called with the number of photos that were finished.
+    `progress` is called with the numbers of photos that were finished and, among them, failed.
     """
     file = _index_file(folder, embedder.space)
     known = _read(file, embedder.dim)
     vectors = {path: known[path, *stamp] for path, stamp in photos.items() if (path, *stamp) in known}
-    progress(len(vectors))
+    progress(len(vectors), 0)
     missing = [path for path in photos if path not in vectors]
     failures: list[ImageFailure] = []
     with embedder.stream_images([(path, folder / path) for path in missing]) as batches:
@@ -76,7 +76,7 @@ def index_folder(
             for batch in batches:
                 vectors |= _by_path(batch)
                 failures += batch.failures
-                progress(len(batch.vectors) + len(batch.failures))
+                progress(len(batch.vectors) + len(batch.failures), len(batch.failures))
         finally:  # an interrupt loses nothing that is done, nor waits for what is not
             paths = [path for path in photos if path in vectors]
             empty = np.empty((0, embedder.dim), np.float32)

@@ -17,9 +17,10 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.signals import Stopped
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
+from clip_embed._progress import Progress
 
 if TYPE_CHECKING:
-    from clip_embed_qdrant import Failures, ImageStore, IngestReport
+    from clip_embed_qdrant import Failures, ImageStore, IngestReport, IngestStopped
 
 _SHOWN = 10  # failures
 _BETWEEN_LINES = 30.0  # seconds, where there is no terminal
@@ -55,7 +56,8 @@ def store_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--collection", metavar="NAME", help="On a Qdrant server.")(key(command))
 
 
-def _table_options(command: Callable[..., None]) -> Callable[..., None]:
+def table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what is where in a table, and what keys begin with."""
     for name, default, what in (("key", "path", "keys"), ("image", "image", "images")):
         option = click.option(f"--{name}", default=default, show_default=True, metavar="COLUMN",
                               help=f"Column with the {what}, in tables.")  # fmt: skip
@@ -63,7 +65,8 @@ def _table_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--prefix", default="", metavar="TEXT", help="What keys begin with.")(command)
 
 
-def _json_option(command: Callable[..., None]) -> Callable[..., None]:
+def json_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
@@ -72,13 +75,14 @@ def _model_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--model", metavar="NAME", help=text)(command)
 
 
-def _open(
+def open_store(
     place: str,
     collection: str | None,
     api_key: str | None,
     model: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> ImageStore:
+    """Open a store; a usage error where folder, URL and collection contradict each other."""
     from clip_embed_qdrant import ImageStore
 
     if _is_url(place) != bool(collection):
@@ -103,13 +107,17 @@ def search_store(
         where = json.loads(condition) if condition else None
     except ValueError as error:
         raise click.BadParameter(f"this is no JSON: {error}", param_hint="--filter") from error
-    with _open(place, collection, api_key, model) as store:
+    with open_store(place, collection, api_key, model) as store:
         try:
             hits = store.search(text=text, k=k, where=where)
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
     if as_json:
-        rows = [{"path": hit.key, "score": round(hit.score, 6), "payload": hit.payload} for hit in hits]
+        rows = [
+            {"path": hit.key, "score": round(hit.score, 6), "payload": hit.payload}
+            | ({"duplicates": hit.duplicates} if hit.duplicates else {})
+            for hit in hits
+        ]
         click.echo(json.dumps(rows, indent=1))
     else:
         click.echo(format_table(("score", "photo"), [(hit.score, hit.key) for hit in hits], widest=4096))
@@ -122,7 +130,7 @@ def search_store(
 @click.argument("source")
 @click.option("--to", "place", required=True, metavar="STORE", help="Folder, or URL of a Qdrant server.")
 @store_options
-@_table_options
+@table_options
 @click.option(
     "--payload", multiple=True, metavar="COLUMN", help="Take this column along; repeat. [default: all]"
 )
@@ -134,13 +142,14 @@ def search_store(
 )
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
               help="Tell changed files by size and time, or by content.")  # fmt: skip
+@click.option("--link-duplicates", is_flag=True, help="Embed images of the same content once.")
 @click.option("--shard", default="0/1", metavar="I/N", help="Take the I-th of N shares, from 0.")
 @click.option("--patience", default=600.0, show_default=True, help="Seconds to ride out an outage.")
 @click.option(
     "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
 )
 @_model_option
-@_json_option
+@json_option
 def ingest(
     source: str,
     place: str,
@@ -153,6 +162,7 @@ def ingest(
     facts: tuple[str, ...],
     indexes: tuple[str, ...],
     etag: str,
+    link_duplicates: bool,
     shard: str,
     patience: float,
     failures: Path | None,
@@ -167,19 +177,22 @@ def ingest(
     from clip_embed_qdrant import IngestStopped
     from clip_embed_qdrant._sources import open_source
 
-    store = _open(place, collection, api_key, model or _new_model(place), indexes=_parse_indexes(indexes))
+    store = open_store(
+        place, collection, api_key, model or _new_model(place), indexes=_parse_indexes(indexes)
+    )
     stopped: IngestStopped | None = None
     with store:
         columns = (image, key, payload or None)
         try:
             opened = open_source(source, columns=columns, policy=ImagePolicy())
-            with _progress(opened.total()) as progress:
+            with progress_shown("Ingesting", opened.total()) as progress:
                 store.ingest(
                     opened,
                     etag=cast("Any", etag),
                     facts=cast("Any", facts),
                     prefix=prefix,
                     shard=_parse_shard(shard),
+                    on_duplicate="link" if link_duplicates else "embed",
                     patience=patience,
                     progress=progress,
                 )
@@ -188,8 +201,14 @@ def ingest(
         except (ValueError, TypeError) as error:
             raise click.UsageError(str(error)) from error
         report = store.last_report
-    if report is None:
-        return
+    if report is not None:
+        finish(report, failures, as_json=as_json, stopped=stopped)
+
+
+def finish(
+    report: IngestReport, failures: Path | None, *, as_json: bool, stopped: IngestStopped | None = None
+) -> None:
+    """Print what was done; leave with exit code 1 where some failed or the job was stopped."""
     _say(report, as_json)
     _list(report.failed)
     if failures:
@@ -223,14 +242,11 @@ def _parse_indexes(given: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
-    """Give a function that shows how far an ingest is: a bar on a terminal, else a line now and then."""
-    label = "Ingesting" if total is None else f"Ingesting {total:,} images"
+def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestReport], None]]:
+    """Give a function that shows how far a job is: a bar on a terminal, else a line now and then."""
+    click.echo(verb if total is None else f"{verb} {total:,} images", err=True)
     told = time.monotonic()
-    shown: Any = click.progressbar(
-        length=total or 0, file=sys.stderr, label=label, item_show_func=cast("Any", _rate), show_pos=True
-    )
-    with shown as bar:
+    with Progress(verb, total) as bar:
 
         def show(report: IngestReport) -> None:
             nonlocal told
@@ -238,7 +254,7 @@ def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
                 click.echo(f"\nUntil then: {report}. Run it again to go on from there.", err=True)
             elif sys.stderr.isatty():
                 done = report.skipped + report.written + len(report.failed)
-                bar.update(done - bar.pos, report)
+                bar.add(done - bar.done, len(report.failed) - bar.failed)
             elif time.monotonic() - told > _BETWEEN_LINES:
                 told = time.monotonic()
                 click.echo(str(report), err=True)
@@ -246,17 +262,9 @@ def _progress(total: int | None) -> Generator[Callable[[IngestReport], None]]:
         yield show
 
 
-def _rate(report: IngestReport | None) -> str | None:
-    if report is None:
-        return None
-    done = report.skipped + report.written
-    failed = f", {len(report.failed):,} failed" if report.failed else ""
-    return f"{done / max(report.seconds, 1e-9):,.0f} images/s{failed}"
-
-
 def _say(report: IngestReport, as_json: bool) -> None:
     if as_json:
-        names = ("seen", "skipped", "embedded", "written", "retries", "seconds")
+        names = ("seen", "skipped", "embedded", "linked", "written", "retries", "seconds")
         facts = {name: getattr(report, name) for name in names}
         click.echo(json.dumps(facts | {"failed": len(report.failed)}, indent=1))
     else:
@@ -275,14 +283,16 @@ def _list(failures: Failures) -> None:
 @click.command()
 @click.argument("store", type=PLACE)
 @store_options
-@_json_option
+@json_option
 def status(store: str, collection: str | None, api_key: str | None, as_json: bool) -> None:
     """Say what is in a store: model, images, size. No model is loaded."""
-    with _open(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened:
         facts = asdict(opened.status())
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
+        if facts["beside"] is None:
+            del facts["points_beside"]
         facts["sources"] = ", ".join(f"{prefix}{root}" for prefix, root in facts["sources"].items())
         rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()]
         click.echo(format_table(("fact", "value"), [row for row in rows if row[1] is not None], widest=4096))
@@ -292,7 +302,7 @@ def status(store: str, collection: str | None, api_key: str | None, as_json: boo
 @click.argument("store", type=PLACE)
 @click.argument("source")
 @store_options
-@_table_options
+@table_options
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
               help="As it was ingested.")  # fmt: skip
 def verify(
@@ -306,7 +316,7 @@ def verify(
     etag: str,
 ) -> None:
     """Compare a store with its SOURCE; where they differ, the exit code is 1."""
-    with _open(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened:
         found = opened.verify(source, image=image, key=key, prefix=prefix, etag=cast("Any", etag))
     click.echo(str(found))
     _list(found.problems)
@@ -318,7 +328,7 @@ def verify(
 @click.argument("store", type=PLACE)
 @click.argument("source")
 @store_options
-@_table_options
+@table_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(
     store: str,
@@ -331,7 +341,7 @@ def prune(
     yes: bool,
 ) -> None:
     """Remove from a store what its SOURCE no longer lists."""
-    with _open(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened:
         if not yes:
             extra = opened.verify(source, image=image, key=key, prefix=prefix).extra
             points = opened.status().points
@@ -347,7 +357,7 @@ def prune(
 @click.argument("store", type=click.Path(exists=True, file_okay=False))
 def optimize(store: str) -> None:
     """Build the index of a store in a folder: faster searches from some 100,000 images on."""
-    with _open(store, None, None) as opened:
+    with open_store(store, None, None) as opened:
         begun = time.monotonic()
         opened.optimize()
         click.echo(f"Indexed {opened.status().indexed:,} images in {time.monotonic() - begun:,.1f} s.")

@@ -12,10 +12,10 @@ import numpy as np
 
 from clip_embed._default import default_embedder
 from clip_embed._embedder import ClipEmbedder
-from clip_embed._frames.progress import in_notebook
 from clip_embed._images.source import ImageInput
+from clip_embed._progress import in_notebook
 from clip_embed._types import Float32
-from clip_embed._vectors import unit_rows
+from clip_embed._vectors import has_direction, unit_rows
 from clip_embed.errors import SpaceMismatch
 
 logger = logging.getLogger(__name__)
@@ -65,27 +65,33 @@ def announce(embedder: ClipEmbedder) -> None:
 
 
 def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
-    """Return the vector of one text, float32 (1, d)."""
+    """Return the vector of one text, float32 (d,)."""
     if not isinstance(text, str):
         raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
     announce(embedder)
-    return embedder.embed_texts([text])
+    vector: Float32 = embedder.embed_texts([text])[0]
+    return vector
 
 
 def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
-    """Return the vector of one image, float32 (1, d), or the one that is given in its place."""
+    """Return the vector of one image, float32 (d,), or the one that is given in its place."""
     numbers: Any = image
     if hasattr(image, "to_numpy"):  # a row of a column of polars
         numbers = numbers.to_numpy()
     if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
-        vector = np.asarray(numbers, np.float32)
+        vector: Float32 = np.asarray(numbers, np.float32)
         if vector.shape != (embedder.dim,):
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
             )
-        return unit_rows(vector[None])
-    announce(embedder)
-    return embedder.embed_images([cast("ImageInput", image)])
+        if not has_direction(vector):
+            raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
+        rows = unit_rows(vector[None])
+    else:
+        announce(embedder)
+        rows = embedder.embed_images([cast("ImageInput", image)])
+    first: Float32 = rows[0]
+    return first
 
 
 def _checked(embedder: object) -> ClipEmbedder:

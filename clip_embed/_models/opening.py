@@ -84,6 +84,13 @@ def open_model(model: str | Path | Model, device: str, precision: str = "fp32") 
     return ModelFolder(folder, device, precision)
 
 
+def path_or_model(model: str | Path | Model) -> str | Path | Model:
+    """Return a checked model as it is found from any working directory: a folder by its absolute path."""
+    if not isinstance(model, (str, Path)) or model == "offline" or hub_name(model) is not None:
+        return model
+    return Path(model).expanduser().absolute()
+
+
 def hub_name(model: object) -> HubName | None:
     """Return a hub name's parts, None for anything else; a folder comes first, a Path is always one."""
     return parse_name(model) if isinstance(model, str) and not Path(model).is_dir() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,15 @@ from pathlib import Path
 import click
 import duckdb
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, MissingExtra
 from clip_embed._cli.gallery import Tile, write_gallery
 from clip_embed._cli.sql import connect
 from clip_embed._cli.table import format_table
+from clip_embed._progress import Progress
 from clip_embed.demo import photos
 from clip_embed_duckdb import register
 
-_SHOWN = 10
+_SHOWN, _SHOWN_OF_QDRANT = 10, 3
 _NEXT = "SELECT * FROM photos ORDER BY clip_sim(img, 'a boat') LIMIT 3"
 _NOTE = (
     "Model: offline. It needs no download, sees less than CLIP does, and is used here because you asked\n"
@@ -27,7 +27,7 @@ _NOTE = (
 
 
 def run_demo(text: str, folder: Path) -> None:
-    """Fill `folder`/photos.duckdb with the sample photos, query them, show the answer, write a gallery."""
+    """Fill a DuckDB file and a Qdrant store with the sample photos, ask both, write a gallery."""
     folder.mkdir(parents=True, exist_ok=True)
     database, page = folder / "photos.duckdb", folder / "gallery.html"
     embedder = ClipEmbedder("offline")
@@ -52,8 +52,26 @@ def run_demo(text: str, folder: Path) -> None:
     _show([(name, image, scores[name]) for name, image in rows], seconds)
     tiles = [Tile(image, name, scores[name]) for name, image in rows]
     write_gallery(page, f"{text} – {count} photos, best first", query, tiles)
+    _search_store(embedder, text, folder / "photos.clip")
     click.echo(f"\nGallery: {page.resolve()}")
     click.echo(f'Next:    clip-embed sql --model offline {shlex.quote(str(database))} -c "{_NEXT}"')
+
+
+def _search_store(embedder: ClipEmbedder, text: str, place: Path) -> None:
+    """Ask the same of Qdrant Edge; the vectors of the photos are remembered by now."""
+    try:
+        from clip_embed_qdrant import ImageStore
+    except MissingExtra as missing:
+        click.echo(f"\nWithout Qdrant: {missing}")
+        return
+    started = time.perf_counter()
+    with ImageStore(place, embedder=embedder) as store:
+        store.ingest(photos()[0].parent)
+        hits = store.search(text=text, k=_SHOWN_OF_QDRANT)
+        count = store.status().points
+    seconds = time.perf_counter() - started
+    click.echo(f"\nThe same from Qdrant, in this process: {count} photos in {place}, {seconds:.1f} s.")
+    click.echo(format_table(("score", "photo"), [(hit.score, hit.key) for hit in hits]))
 
 
 def _check_table(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
@@ -78,14 +96,15 @@ def _fill(connection: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> floa
     connection.execute("CREATE OR REPLACE TABLE photos (file VARCHAR, img BLOB)")
     images = {path.name: path.read_bytes() for path in photos()}
     started = time.perf_counter()
+    click.echo("Photos going in")
     with (
-        click.progressbar(length=len(images), label="Photos going in", file=sys.stdout) as bar,
+        Progress("Photos going in", len(images)) as progress,
         embedder.stream_images(images.items()) as batches,
     ):
         for batch in batches:
             rows = [(name, images[str(name)]) for name in batch.keys]
             connection.executemany("INSERT INTO photos VALUES (?, ?)", rows)
-            bar.update(len(rows))
+            progress.add(len(rows))
     return (time.perf_counter() - started) / len(images) * 1000
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from clip_embed import ClipEmbedder, ClipEmbedError
+from clip_embed._progress import Progress
 from clip_embed_duckdb._columns import Column, blobs_and_paths, plain, sql_name
 from clip_embed_duckdb._images import ImageColumn
-from clip_embed_duckdb._progress import Bar
 from clip_embed_duckdb._register import find_slot
 from clip_embed_duckdb._slot import Slot, State
 from clip_embed_duckdb._stored import Vectors
@@ -61,7 +61,7 @@ class Embedding:
         self._slot.add(con)
         self._slot.search_path = str(ask(con, "SELECT current_setting('file_search_path')")[0][0])
         self._state = State(embedder, "null")
-        self._bar = Bar("", 0, enabled=False)
+        self._bar = Progress(enabled=False)
 
     def embed(self, column: Column) -> Vectors:
         """Embed a column of images; each row has a vector, a reason or is NULL."""
@@ -75,7 +75,7 @@ class Embedding:
                 "STRUCT(bytes BLOB, path VARCHAR)"
             )
 
-    def run(self, con: duckdb.DuckDBPyConnection, target: Target, progress: Bar) -> Tally:
+    def run(self, con: duckdb.DuckDBPyConnection, target: Target, progress: Progress) -> Tally:
         """Embed all that the target gives, each chunk in a transaction of its own."""
         self._slot.progress = self._bar = progress
         tally, rows = Tally(), _FIRST_ROWS

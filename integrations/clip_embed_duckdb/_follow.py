@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from clip_embed import ClipEmbedder, ClipEmbedError
+from clip_embed._progress import Progress
 from clip_embed_duckdb._chunks import Embedding, arrow_view, rare_checkpoints, transaction
 from clip_embed_duckdb._materialize import Materialized, check_vectors, image_column, writable_table
-from clip_embed_duckdb._progress import Bar
 from clip_embed_duckdb._stamps import find_embedder, write_stamp
 from clip_embed_duckdb._stored import Vectors, stored_form
 from clip_embed_duckdb._tables import Column, Table, ask, quote
@@ -66,7 +66,7 @@ def follow(
     target.prepare(used)
     with rare_checkpoints(con):
         rows, waiting = target.count(retry=retry)
-        with Bar(f"Embedding {place}", waiting, enabled=progress) as bar:
+        with Progress(f"Embedding {place}", waiting, enabled=progress) as bar:
             tally = work.run(con, target, bar)
     skipped = rows - tally.done - tally.failed
     return Materialized(tally.done, tally.failed, max(0, skipped), time.monotonic() - began)

@@ -53,6 +53,10 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
     def clip_embedding(img: Column) -> Column:
         return _run(slot, "clip_embedding", _embedding, img, on_error="null")
 
+    def clip_query(function: Column, query: Column) -> Column:
+        name = str(function[0]) if len(function) else ""
+        return _run(slot, name, _query, query)
+
     vector = f"FLOAT[{slot.dim}]"
     return {
         "clip_sim": (clip_sim, "STRUCT(distance FLOAT, score FLOAT)"),
@@ -64,6 +68,7 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         "clip_predict": (clip_predict, "VARCHAR"),
         "clip_error": (clip_error, "VARCHAR"),
         "clip_embedding": (clip_embedding, f"STRUCT(vector {vector}, error VARCHAR)"),
+        "_clip_query": (clip_query, vector),
     }
 
 
@@ -98,9 +103,17 @@ def _image(call: Call, img: Column) -> Column:
 
 
 def _text(call: Call, text: Column) -> Column:
-    vectors, present = call.queries(text, texts_only=True)
-    rows = np.broadcast_to(vectors.units(), (len(present), call.slot.dim))
-    return vector_array(rows, present)
+    return _unit_rows(*call.queries(text, texts_only=True))
+
+
+def _query(call: Call, query: Column) -> Column:
+    """For a macro in SQL: texts embedded, vectors as they are, of unit length."""
+    return _unit_rows(*call.queries(query))
+
+
+def _unit_rows(vectors: Vectors, present: Bools) -> Column:
+    """Return the vector of each row, or one for all rows, where there is one."""
+    return vector_array(np.broadcast_to(vectors.units(), (len(present), vectors.rows.shape[1])), present)
 
 
 def _label(call: Call, img: Column, labels: Column) -> Column:

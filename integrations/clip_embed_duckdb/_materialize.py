@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch, Stamp
+from clip_embed._progress import Progress
 from clip_embed._stamp import MIN_COSINE, check_stamp
 from clip_embed_duckdb._chunks import Embedding, arrow_view, rare_checkpoints, transaction
 from clip_embed_duckdb._columns import plain
-from clip_embed_duckdb._progress import Bar
 from clip_embed_duckdb._stamps import find_embedder, read_stamp, write_stamp
 from clip_embed_duckdb._stored import Vectors, stored_form, stored_vectors
 from clip_embed_duckdb._tables import Column, Table, ask, find_table
@@ -91,7 +91,7 @@ def materialize(
         if retry:
             target.forget_errors()
         rows, waiting = target.count()
-        with Bar(f"Embedding {place}.{source.sql}", waiting, enabled=progress) as bar:
+        with Progress(f"Embedding {place}.{source.sql}", waiting, enabled=progress) as bar:
             tally = work.run(con, target, bar)
     skipped = rows - tally.done - tally.failed
     return Materialized(tally.done, tally.failed, max(0, skipped), time.monotonic() - began)

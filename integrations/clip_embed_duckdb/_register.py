@@ -14,7 +14,7 @@ from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
 from clip_embed._default import default_embedder
 from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._functions import make_functions
-from clip_embed_duckdb._search import add_search, remove_search
+from clip_embed_duckdb._macros import add_macros, remove_macros
 from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 
 # DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
@@ -79,9 +79,11 @@ def register(
     dimension and the connection that registered first is gone: only through it does DuckDB
     remove the old functions.
 
-    `clip_search` is a TEMP macro and so belongs to `con` alone: register other connections and cursors of
-    the database as well to have it there. Where `con` has an open result or an aborted transaction it
-    cannot be made, and where you have a macro of this name it is not: a warning then says what to do.
+    `clip_search` is a TEMP macro and so belongs to `con` alone, and so do those through which `clip_sim` and
+    `clip_score` have DuckDB itself compare stored vectors, on all its threads: register other connections
+    and cursors of the database as well to have them there. Where `con` has an open result or an aborted
+    transaction none can be made, and where you have a macro of such a name it is not: a warning then says
+    what to do.
     Table and columns are constants (`?` does in `con.execute`); the query may be any expression.
 
     Limits. SQL sees only values: the dimension of stored vectors is checked, whether they come
@@ -123,7 +125,7 @@ def register(
         slot.add(con)
         with suppress(duckdb.Error):  # an open result: it keeps what it had
             slot.search_path = con.sql("SELECT current_setting('file_search_path')").fetchall()[0][0]
-    add_search(con)
+    add_macros(con, dim)
 
 
 def unregister(con: duckdb.DuckDBPyConnection) -> None:
@@ -137,7 +139,7 @@ def unregister(con: duckdb.DuckDBPyConnection) -> None:
         if slot is not None:
             _remove(slot)
             slot.state = None
-            remove_search(con)
+            remove_macros(con)
 
 
 def interrupt(con: duckdb.DuckDBPyConnection) -> None:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import duckdb
 
 from clip_embed import Classifier, ClipEmbedder
+from clip_embed._progress import Progress
 from clip_embed.errors import ClipEmbedError, ModelError
 from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._digests import Digests
-from clip_embed_duckdb._progress import Progress
 from clip_embed_duckdb._stream import SharedStream
 
 OnError = Literal["null", "raise"]
+_QUIET = 2.0  # seconds in which a query needs no progress bar
 _TOKENS = "SELECT function_name FROM duckdb_functions() WHERE starts_with(function_name, '_clip_embed_')"
 
 
@@ -64,7 +65,7 @@ class Slot:
         self.state: State | None = None
         self.search_path = ""
         self.digests = Digests()
-        self.progress = Progress()
+        self.progress = Progress(patience=_QUIET)
         self.classifiers: dict[str, tuple[bytes | None, Classifier]] = {}  # with the stamp of a file
         self.callables: dict[str, Callable[..., Any]] = {}
         self.owner: Callable[[], duckdb.DuckDBPyConnection | None] = lambda: None

@@ -79,8 +79,22 @@ def stored_vectors(column: Column, dim: int) -> Vectors | None:
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     valid = present & np.isfinite(norms) & (norms > 0)
+    if (odd := np.flatnonzero(present & ~valid)).size:
+        rows, norms = _rescale(rows, norms, odd)
+        valid = present & np.isfinite(norms) & (norms > 0)
     norms[~valid] = 1
     return Vectors(rows, norms, valid, dict.fromkeys(np.flatnonzero(present & ~valid).tolist(), _BAD_VECTOR))
+
+
+def _rescale(rows: Float32, norms: Float32, odd: npt.NDArray[np.int64]) -> tuple[Float32, Float32]:
+    """Return rows and lengths with those whose squares are too large or too small for float32 at length 1."""
+    exact = rows[odd].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact /= np.sqrt(np.einsum("ij,ij->i", exact, exact))[:, None]
+    rows, norms = rows.copy(), norms.copy()
+    rows[odd] = exact
+    norms[odd] = np.sqrt(np.einsum("ij,ij->i", rows[odd], rows[odd]))
+    return rows, norms
 
 
 def stored_form(vectors: Vectors, type_: str) -> Column:

@@ -37,6 +37,7 @@ class Verbs:
     search = _verb(_verbs.search)
     score = _verb(_verbs.score)
     classify = _verb(_verbs.classify)
+    probabilities = _verb(_verbs.probabilities)
     similar = _verb(_verbs.similar)
     duplicates = _verb(_verbs.duplicates)
     failures = _verb(_verbs.failures)

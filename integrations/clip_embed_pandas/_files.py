@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_embed._frames.vectors import measure
 from clip_embed.arrow import stamp_type
 
 _PARQUET: Any = pq
@@ -57,6 +58,7 @@ def read_parquet(file: str | Path) -> pd.DataFrame:
     for place, column in enumerate(frame.columns):
         if str(column) in names:
             vectors = table[str(column)].cast(_as_written(table.schema.field(str(column))))
+            measure(vectors)
             frame.isetitem(place, pd.arrays.ArrowExtensionArray(vectors))
     return frame
 

@@ -19,7 +19,8 @@ from clip_embed_pandas._columns import first_images, is_missing
 class Look:
     """Which columns make a picture's tile."""
 
-    image: Hashable | None
+    image: Hashable | None = None
+    """None: the first column that holds images."""
     score: Hashable | None = None
     texts: tuple[Hashable, ...] = ()
     policy: ImagePolicy | None = None
@@ -41,13 +42,19 @@ class Gallery(pd.DataFrame):
 
     def _repr_html_(self) -> str | None:
         """Return the pictures of the first rows; None where pandas is not to show HTML."""
-        look = self._look
-        if look is None or look.image is None or not pd.get_option("display.notebook_repr_html"):
+        look, image = self._look or Look(), self._image_column()
+        if image is None:
             return cast("str | None", cast("Any", super())._repr_html_())
         shown = pd.DataFrame(self.iloc[:SHOWN])
-        tiles = [_tile(shown, row, look) for row in range(len(shown))]
+        tiles = [_tile(shown, row, image, look) for row in range(len(shown))]
         policy = look.policy or the_embedder(None).policy
         return gallery_markup(tiles, len(self), policy, f"gallery(result.iloc[{SHOWN}:])")
+
+    def _image_column(self) -> Hashable | None:
+        """Return the column of the pictures, None where a table is to be shown."""
+        if self._look is None or not pd.get_option("display.notebook_repr_html"):
+            return None
+        return first_images(self) if self._look.image is None else self._look.image
 
 
 def as_gallery(
@@ -61,14 +68,13 @@ def as_gallery(
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
     result = Gallery(frame)
     result.attrs.update(frame.attrs)
-    look = Look(first_images(frame) if image is None else image, score, tuple(texts), policy)
-    result._look = look  # pyright: ignore[reportPrivateUsage]
+    result._look = Look(image, score, tuple(texts), policy)  # pyright: ignore[reportPrivateUsage]
     return result
 
 
-def _tile(frame: pd.DataFrame, row: int, look: Look) -> tuple[str, Tile]:
+def _tile(frame: pd.DataFrame, row: int, column: Hashable, look: Look) -> tuple[str, Tile]:
     """Return a row's label in the index, and its tile."""
-    image: Any = frame[look.image].iloc[row]
+    image: Any = frame[column].iloc[row]
     values = {str(name): frame[name].iloc[row] for name in look.texts}
     texts = {name: value for name, value in values.items() if not is_missing(value)}
     score: Any = None if look.score is None else frame[look.score].iloc[row]

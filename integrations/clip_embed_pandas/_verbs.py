@@ -15,9 +15,9 @@ from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed._classify import Labels
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
-from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, open_vectors
+from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, measure, open_vectors
 from clip_embed._images.source import ImageInput
-from clip_embed._ranking import best, group_alike
+from clip_embed._ranking import Places, group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32, ImagePolicy
 from clip_embed.arrow import stamp_vectors, vector_array
@@ -87,7 +87,7 @@ def score(
     """
     clip = the_embedder(embedder)
     query = text_vector(clip, text)
-    cosines = compared(data, column, clip).cosines(query)[:, 0]
+    cosines = compared(data, column, clip).cosines(query)
     return pd.Series(cosines, index=data.index, name="score")
 
 
@@ -107,7 +107,8 @@ def search(
     `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
     """
     clip = the_embedder(embedder)
-    return _ranked(data, compared(data, column, clip).cosines(text_vector(clip, text)), k, into, clip.policy)
+    found = compared(data, column, clip).most_alike(text_vector(clip, text), k)
+    return _ranked(data, found, into, clip.policy)
 
 
 def similar(
@@ -123,11 +124,11 @@ def similar(
 
     `image` is a path, bytes, a PIL image, a uint8 array, a mapping, or a vector (d,) that is there
     already: `df.clip.similar(df["embedding"].iloc[0])`. A row of the image itself comes first, with 1.
-    Raises ImageBatchError where the image cannot be used.
+    Raises ImageBatchError where the image cannot be used, ValueError for a vector without a direction.
     """
     clip = the_embedder(embedder)
-    query = image_vector(clip, image)
-    return _ranked(data, compared(data, column, clip).cosines(query), k, into, clip.policy)
+    found = compared(data, column, clip).most_alike(image_vector(clip, image), k)
+    return _ranked(data, found, into, clip.policy)
 
 
 def classify(
@@ -135,24 +136,49 @@ def classify(
     labels: Labels,
     *,
     templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
     other: str | None = None,
     column: Hashable | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Gallery:
     """Return the frame with the likeliest of the labels (`label`, categorical) and its `probability`.
 
-    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
-    image among them, whatever it shows, unless `other` names one for what is none of them.
-    NA where there is no vector. `column` as in `score`.
+    Labels, templates, `multi`, `other` and probabilities as in `ClipEmbedder.classify`: the labels given
+    share each image among them, whatever it shows, unless `other` names one for what is none of them; with
+    `multi` each has its probability against none. `probabilities` gives those of all labels. NA where there
+    is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
-    found = clip.classify(vectors.units(), labels, templates=templates, other=other)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = _frame(data)
     result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
     result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
     return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
+
+
+def probabilities(
+    data: Data,
+    labels: Labels,
+    *,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
+    other: str | None = None,
+    column: Hashable | None = None,
+    embedder: ClipEmbedder | None = None,
+) -> pd.DataFrame:
+    """Return the probability of each label for each image: a float32 column a label, index as the frame.
+
+    >>> tags = df.clip.probabilities(["car", "person", "dog"], multi=True) > 0.5    # all that are in a photo
+
+    Arguments as in `classify`. Rows sum to 1 unless `multi`. NaN where there is no vector.
+    """
+    clip = the_embedder(embedder)
+    vectors = compared(data, column, clip)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
+    shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
+    return pd.DataFrame(shares, index=data.index, columns=list(found.labels))
 
 
 def duplicates(
@@ -200,13 +226,16 @@ def failures(
 
 
 def gallery(data: Data, *, column: Hashable | None = None) -> Gallery:
-    """Return the frame as one that a notebook shows as pictures, in order; a `score` is shown with them.
+    """Return what a notebook shows as the pictures of a frame, in order, with score, label and group.
 
     `column` names the images, and may be left out where only one column holds some. Pictures are small,
     and made when they are shown: those of the first 24 rows. Methods of it give plain frames again.
     """
-    name, _ = pick(_frame(data), column, "images")
-    return as_gallery(_frame(data), image=name, score="score" if "score" in _frame(data).columns else None)
+    frame = _frame(data)
+    name, _ = pick(frame, column, "images")
+    score = next((name for name in ("score", "probability") if name in frame.columns), None)
+    texts = [name for name in ("label", "group") if name in frame.columns]
+    return as_gallery(frame, image=name, score=score, texts=texts)
 
 
 def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
@@ -250,14 +279,15 @@ def _embed_series(
 ) -> tuple[Any, list[str | None]]:
     """Return the stamped vectors of a column of images as a pandas array, and why each image failed."""
     rows, valid, reasons = embed_images_of(images_of(series, where), len(series), clip, warn=warn)
-    vectors = stamp_vectors(vector_array(rows, valid), clip)
-    return pd.arrays.ArrowExtensionArray(pa.chunked_array([vectors])), reasons
+    vectors = pa.chunked_array([stamp_vectors(vector_array(rows, valid), clip)])
+    measure(vectors)
+    return pd.arrays.ArrowExtensionArray(vectors), reasons
 
 
-def _ranked(data: Data, scores: Float32, k: int, into: str, policy: ImagePolicy) -> Gallery:
-    places = best(scores[:, 0], k)
+def _ranked(data: Data, found: tuple[Places, Float32], into: str, policy: ImagePolicy) -> Gallery:
+    places, cosines = found
     result = _frame(data).iloc[places]
-    result[into] = scores[places, 0]
+    result[into] = cosines
     return as_gallery(result, score=into, policy=policy)
 
 

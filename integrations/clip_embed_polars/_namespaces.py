@@ -45,6 +45,7 @@ class FrameVerbs(LazyVerbs):
     """Query images by text: the verbs of clip_embed_polars for this frame."""
 
     score = _verb(_verbs.score)
+    probabilities = _verb(_verbs.probabilities)
     failures = _verb(_verbs.failures)
     gallery = _verb(_pictures.gallery)
     plot = _verb(_pictures.plot)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, cast
 
 import polars as pl
+import pyarrow as pa
 
 from clip_embed import ClipEmbedder
 from clip_embed._frames.columns import (
@@ -20,7 +21,7 @@ from clip_embed._frames.columns import (
 from clip_embed._frames.embedding import Bools
 from clip_embed._frames.vectors import VectorColumn, open_vectors
 from clip_embed._types import Float32
-from clip_embed.arrow import stamp_type, vector_array
+from clip_embed.arrow import Column, stamp_type, vector_array
 
 NAME = "clip_embed.vectors"
 
@@ -53,17 +54,20 @@ def to_series(name: str, rows: Float32, valid: Bools, clip: ClipEmbedder) -> pl.
     return plain.ext.to(vector_dtype(clip))
 
 
-def to_vectors(series: pl.Series, clip: ClipEmbedder, where: str) -> VectorColumn | None:
-    """Take a column of vectors that is to be compared with those of an embedder; None where it has none."""
+def to_vectors(series: pl.Series, clip: ClipEmbedder, where: str, owner: object) -> VectorColumn | None:
+    """Take a column of vectors that is to be compared with those of an embedder; None where it has none.
+
+    `owner` is what has the column and lives on: polars makes another Series whenever one is asked for.
+    """
     if content(series) != "vectors":
         return None
     dtype: Any = series.dtype
     plain: Any = series.ext.storage() if isinstance(dtype, pl.BaseExtension) else series
-    column: Any = plain.to_arrow()
+    parts = [part.to_arrow() for part in plain.get_chunks()]  # of them all together it would be a copy
     stamp = dtype.ext_metadata() if isinstance(dtype, pl.BaseExtension) and dtype.ext_name() == NAME else None
     if stamp is not None:
-        column = column.cast(stamp_type(stamp, column.type.list_size))
-    return open_vectors(column, clip, where)
+        parts = [part.cast(stamp_type(stamp, part.type.list_size)) for part in parts]
+    return open_vectors(cast("Column", pa.chunked_array(parts)), clip, where, owner)
 
 
 def pick(frame: pl.DataFrame, column: str | None, *wanted: Content) -> pl.Series:

@@ -15,7 +15,7 @@ from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn
-from clip_embed._ranking import best, group_alike
+from clip_embed._ranking import group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32
 from clip_embed_polars._vectors import check_images, content, pick, to_series, to_vectors, vector_dtype
@@ -66,7 +66,7 @@ def score(
     """
     clip = the_embedder(embedder)
     query = text_vector(clip, text)
-    return pl.Series("score", _cosines(data, column, clip, query), pl.Float32, nan_to_null=True)
+    return pl.Series("score", _compared(data, column, clip).cosines(query), pl.Float32, nan_to_null=True)
 
 
 def search(
@@ -98,7 +98,7 @@ def similar(
     """Return the k rows whose images are most like one image, as `search` does for a text.
 
     `image` is a path, bytes, a PIL image, a uint8 array, a mapping, or a vector (d,) that is there already.
-    Raises ImageBatchError where it cannot be used.
+    Raises ImageBatchError where it cannot be used, ValueError for a vector without a direction.
     """
     clip = the_embedder(embedder)
     return _rank(frame, lambda: image_vector(clip, image), k, (column, into, clip))
@@ -109,22 +109,24 @@ def classify(
     labels: Labels,
     *,
     templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
     other: str | None = None,
     column: str | None = None,
     embedder: ClipEmbedder | None = None,
 ) -> Frame:
     """Return the frame with the likeliest of the labels (`label`, an Enum) and its `probability`.
 
-    Labels, templates, `other` and probabilities as in `ClipEmbedder.classify`: the labels given share each
-    image among them, whatever it shows, unless `other` names one for what is none of them.
-    Null where there is no vector. `column` as in `score`.
+    Labels, templates, `multi`, `other` and probabilities as in `ClipEmbedder.classify`: the labels given
+    share each image among them, whatever it shows, unless `other` names one for what is none of them; with
+    `multi` each has its probability against none. `probabilities` gives those of all labels. Null where
+    there is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
-    kind = pl.Enum(list(read_labels(labels, other, multi=False)))
+    kind = pl.Enum(list(read_labels(labels, other, multi=multi)))
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         vectors = _compared(batch, column, clip)
-        found = clip.classify(vectors.units(), labels, templates=templates, other=other)
+        found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
         shares = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
         names = [name if known else None for name, known in zip(found.best, vectors.valid, strict=True)]
         return batch.with_columns(
@@ -132,6 +134,32 @@ def classify(
         )
 
     return _apply(frame, work, {"label": kind, "probability": pl.Float32()})
+
+
+def probabilities(
+    data: pl.DataFrame | pl.Series,
+    labels: Labels,
+    *,
+    templates: Sequence[str] | str = DEFAULT_TEMPLATES,
+    multi: bool = False,
+    other: str | None = None,
+    column: str | None = None,
+    embedder: ClipEmbedder | None = None,
+) -> pl.DataFrame:
+    """Return the probability of each label for each image: a Float32 column a label, rows in order.
+
+    Arguments as in `classify`. Rows sum to 1 unless `multi`. Null where there is no vector.
+    """
+    clip = the_embedder(embedder)
+    vectors = _compared(data, column, clip)
+    found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
+    shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
+    return pl.DataFrame(
+        [
+            pl.Series(label, share, pl.Float32, nan_to_null=True)
+            for label, share in zip(found.labels, shares.T, strict=True)
+        ]
+    )
 
 
 def duplicates(
@@ -233,24 +261,17 @@ def _rank(
     column, into, clip = names
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
-        scores = _cosines(batch, column, clip, query())
-        places = best(scores, k)
-        return batch[places].with_columns(pl.Series(into, scores[places], pl.Float32))
+        places, cosines = _compared(batch, column, clip).most_alike(query(), k)
+        return batch[places].with_columns(pl.Series(into, cosines, pl.Float32))
 
     return _apply(frame, work, {into: pl.Float32()})
-
-
-def _cosines(
-    data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder, query: Float32
-) -> Float32:
-    return _compared(data, column, clip).cosines(query)[:, 0]
 
 
 def _compared(data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors that are to be compared: those that are there, or those of the images."""
     series = data if isinstance(data, pl.Series) else pick(data, column, "vectors", "images")
     where = f"column {series.name!r}"
-    vectors = to_vectors(series, clip, where)
+    vectors = to_vectors(series, clip, where, owner=data)
     if vectors is not None:
         return vectors
     items = image_items(check_images(series, where))

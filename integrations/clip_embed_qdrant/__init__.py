@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra(_package, "qdrant", "clip_embed_qdrant") from error
 
 from clip_embed_qdrant._errors import IngestStopped, StoreError, StoreLocked
+from clip_embed_qdrant._migrate import Comparison, Migration
 from clip_embed_qdrant._place import Status
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
 from clip_embed_qdrant._search import Hit, Hits
@@ -19,6 +20,7 @@ from clip_embed_qdrant._store import ImageStore
 from clip_embed_qdrant._verify import Verification
 
 __all__ = [
+    "Comparison",
     "Failures",
     "Hit",
     "Hits",
@@ -26,6 +28,7 @@ __all__ = [
     "IngestFailure",
     "IngestReport",
     "IngestStopped",
+    "Migration",
     "Status",
     "StoreError",
     "StoreLocked",

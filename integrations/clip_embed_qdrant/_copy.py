@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from clip_embed import SpaceMismatch
+from clip_embed._cli.signals import keeping
 from clip_embed._stamp import MIN_COSINE
 from clip_embed_qdrant._entries import payload_bytes
 from clip_embed_qdrant._errors import IngestStopped, StoreError
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
-from clip_embed_qdrant._sink import ETAG, Found, Meta, Points, Sink
+from clip_embed_qdrant._sink import ETAG, KEY, Found, Meta, Points, Sink
 from clip_embed_qdrant._upload import Outcome, Patience, Uploader, split
 
 _POINTS, _BYTES, _FLOAT_BYTES = 256, 16 * 1024 * 1024, 12
+_WITHOUT_VECTOR = "it has no vector of the model in use: ingest it again first"
 
 
 class Copy:
@@ -54,21 +57,34 @@ class Copy:
             self._uploader.drain()
             self._target.flush()
         except StoreError as error:
+            self._settle()
             raise IngestStopped(str(error), self.report) from error
+        except BaseException:
+            self._settle()
+            raise
         finally:
-            self._patience.stop()
             self._uploader.close()
         return self.report
+
+    def _settle(self) -> None:
+        """Let the requests under way end, in no more than one try, and say how far it came."""
+        self._patience.stop()
+        with keeping(), suppress(StoreError):
+            self._uploader.drain()
+        if self._progress:
+            self._progress(self.report)
 
     def _copy(self, page: list[Found]) -> None:
         ids = [point.id for point in page]
         stored = self._patience.ask(lambda: self._target.etags(ids)) if ids else {}
-        wanted = [
-            point
-            for point in page
-            if point.vector is not None
-            and (point.id not in stored or stored[point.id] != point.payload.get(ETAG))
+        absent = [
+            point for point in page if point.id not in stored or stored[point.id] != point.payload.get(ETAG)
         ]
+        wanted = [point for point in absent if point.vector is not None]
+        for point in absent:
+            if point.vector is None:
+                key = str(point.payload.get(KEY, point.id))
+                self._counts.failed.add(IngestFailure(key, key, _WITHOUT_VECTOR, retryable=True))
         sizes = [payload_bytes(point.payload) + _FLOAT_BYTES * len(_vector(point)) for point in wanted]
         for part in split(sizes, _POINTS, _BYTES):
             points = wanted[part]
@@ -81,7 +97,7 @@ class Copy:
             )
         counts = self._counts
         self._counts = replace(
-            counts, seen=counts.seen + len(page), skipped=counts.skipped + len(page) - len(wanted)
+            counts, seen=counts.seen + len(page), skipped=counts.skipped + len(page) - len(absent)
         )
 
     def _uploaded(self, outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ from clip_embed_qdrant._errors import StoreError, StoreLocked
 from clip_embed_qdrant._filters import Condition
 from clip_embed_qdrant._neighbour import Answering, Neighbour
 from clip_embed_qdrant._shard import Shard, create_shard
-from clip_embed_qdrant._sink import Condensed, Found, IndexKind, Meta, Points, Query
+from clip_embed_qdrant._sink import VECTOR, Condensed, Found, IndexKind, Meta, Points, Query
 
 _OURS = {"lock", "owner.json", "shard", "shard.new", "store.json", "store.json.new"}
 
@@ -38,7 +38,7 @@ class EdgeSink:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         self.where = str(folder)
-        self._meta: Meta | None = None
+        self.vector = VECTOR
         self._lock: portalocker.Lock | None = None
         self._shard: Shard | None = None
         self._answering: Answering | None = None
@@ -52,8 +52,7 @@ class EdgeSink:
             return None
         except NotADirectoryError:
             raise StoreError(f"{self.where} is a file, not a store") from None
-        self._meta = Meta.from_json(text, self.where)
-        return self._meta
+        return Meta.from_json(text, self.where)
 
     def create(self, meta: Meta, dim: int) -> None:
         """Make an empty store; what a crash left of an earlier attempt is used or removed."""
@@ -64,10 +63,9 @@ class EdgeSink:
         if not shard.exists():
             if new.exists():
                 shutil.rmtree(new)
-            create_shard(new, meta.vector, dim)
+            create_shard(new, meta.used.name, dim)
             new.rename(shard)
-        self._meta = meta
-        opened = self.open_for_writing()
+        opened = self._open()
         if count := opened.count(None):
             self.close()
             raise StoreError(f"{self.where} holds {count:,} points, but its store.json is gone: restore that")
@@ -81,22 +79,12 @@ class EdgeSink:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._folder / "store.json")
-        self._meta = meta
 
     def open_for_writing(self) -> Shard:
         """Open the shard and answer other processes; StoreLocked where one of them has it."""
-        if self._shard is None:
-            meta = self._meta or self.read_meta()
-            if meta is None:
-                raise StoreError(f"there is no store at {self.where}: `ingest` makes it")
-            self._take_lock()
-            try:
-                self._shard = Shard(self._folder / "shard", meta.vector)
-            except StoreError:
-                self._drop_lock()
-                raise
-            self._answering = Answering(self._shard, self._folder / "owner.json")
-        return self._shard
+        if self._shard is None and not (self._folder / "store.json").exists():
+            raise StoreError(f"there is no store at {self.where}: `ingest` makes it")
+        return self._open()
 
     def index_fields(self, fields: Mapping[str, IndexKind]) -> None:
         """Make payload fields quick to filter by."""
@@ -108,7 +96,27 @@ class EdgeSink:
 
     def write(self, points: Points) -> None:
         """Insert or replace points."""
-        self.open_for_writing().write(points)
+        self.open_for_writing().write(points, self.vector)
+
+    def write_beside(self, points: Points, name: str) -> None:
+        """Give points that are there vectors of another name."""
+        self.open_for_writing().write_beside(points, name)
+
+    def vector_names(self) -> set[str]:
+        """Return the names of vectors: nobody but this class makes any."""
+        return {self.vector}
+
+    def add_vector(self, name: str, dim: int) -> None:
+        """Make room for vectors of one more name; idempotent."""
+        self.open_for_writing().add_vector(name, dim)
+
+    def drop_vector(self, name: str) -> None:
+        """Remove all vectors of a name, and the name; idempotent."""
+        self.open_for_writing().drop_vector(name)
+
+    def remove_vectors(self, ids: Sequence[str], name: str) -> None:
+        """Remove the vectors of a name from points."""
+        self.open_for_writing().remove_vectors(ids, name)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
@@ -129,11 +137,15 @@ class EdgeSink:
 
     def fetch(self, ids: Sequence[str]) -> list[Found]:
         """Return those of the ids that are stored, with their vectors."""
-        return self._reader().fetch(ids)
+        return self._reader().fetch(ids, self.vector)
+
+    def matching(self, condition: Condition, limit: int, *, vector: str | None = None) -> list[Found]:
+        """Return points that a filter lets through, in the order of their ids."""
+        return self._reader().matching(condition, limit, vector)
 
     def scroll(self, *, with_vectors: bool = False) -> Iterator[list[Found]]:
         """Yield all points in pages."""
-        return self.open_for_writing().scroll(with_vectors=with_vectors)
+        return self.open_for_writing().scroll(self.vector if with_vectors else None)
 
     def condense(self) -> Condensed:
         """Return counts and sizes."""
@@ -154,6 +166,17 @@ class EdgeSink:
         """Flush, close the shard and free the lock."""
         self._close_shard()
         self._drop_lock()
+
+    def _open(self) -> Shard:
+        if self._shard is None:
+            self._take_lock()
+            try:
+                self._shard = Shard(self._folder / "shard")
+            except StoreError:
+                self._drop_lock()
+                raise
+            self._answering = Answering(self._shard, self._folder / "owner.json")
+        return self._shard
 
     def _reader(self) -> Shard | Neighbour:
         """Return the shard, or the process that has it."""
@@ -185,10 +208,17 @@ class EdgeSink:
             lock.acquire()
         except portalocker.exceptions.LockException:
             raise StoreLocked(
-                f"{self.where} is open in another process{Neighbour.name(self._folder / 'owner.json')}; one "
-                "process at a time can write to it. Wait for it, or use a Qdrant server"
+                f"{self.where} is open in {self._owner()}; one process at a time can write to it, verify and "
+                "prune it, while search and status go on. Wait until it is closed there, end that process, "
+                "or use a Qdrant server, which takes several at once"
             ) from None
         self._lock = lock
+
+    def _owner(self) -> str:
+        pid = Neighbour.pid(self._folder / "owner.json")
+        if pid == os.getpid():
+            return f"this process already (process {pid})"
+        return "another process" if pid is None else f"another process (process {pid})"
 
     def _drop_lock(self) -> None:
         if self._lock is not None:

@@ -20,7 +20,7 @@ from PIL import Image
 from clip_embed._images.source import describe, read_encoded
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
-from clip_embed_qdrant._sink import ETAG, KEY, Payload
+from clip_embed_qdrant._sink import OURS, Payload
 
 EtagKind = Literal["stat", "sha256"]
 # Of all ids of all stores: never to be changed.
@@ -161,7 +161,7 @@ def plain_payload(given: Mapping[str, object]) -> Payload:
 
     Raises ValueError that names the field where a value has no such form.
     """
-    if reserved := given.keys() & {ETAG, KEY}:
+    if reserved := given.keys() & OURS:
         raise ValueError(f"the payload field {min(reserved)!r} is reserved: give it another name")
     return {str(name): _plain(value, str(name)) for name, value in given.items()}
 

@@ -36,6 +36,7 @@ class IngestStopped(StoreError):
     """
 
     def __init__(self, reason: str, report: IngestReport) -> None:
+        self.reason = reason
         self.report = report
         super().__init__(f"{reason}\nUntil then: {report}. Run it again to go on from there.")
 

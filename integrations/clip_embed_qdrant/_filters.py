@@ -54,6 +54,13 @@ class HasId:
 
 
 @dataclass(frozen=True, slots=True)
+class HasVector:
+    """The point has a vector of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class All:
     """All of these hold."""
 
@@ -74,8 +81,9 @@ class Not:
     part: Condition
 
 
-Condition: TypeAlias = Equals | Within | Empty | HasId | All | AnyOf | Not
-CONDITIONS = (Equals, Within, Empty, HasId, All, AnyOf, Not)
+Leaf: TypeAlias = Equals | Within | Empty | HasId | HasVector
+Condition: TypeAlias = Leaf | All | AnyOf | Not
+CONDITIONS = (Equals, Within, Empty, HasId, HasVector, All, AnyOf, Not)
 
 
 def parse_where(where: Where | None) -> Condition | None:
@@ -180,9 +188,7 @@ def client_filter(condition: Condition | None) -> models.Filter | None:
     return cast("models.Filter", _compile(condition, models.Filter, _client_leaf))
 
 
-def _compile(
-    condition: Condition, group: Callable[..., Any], leaf: Callable[[Equals | Within | Empty | HasId], Any]
-) -> object:
+def _compile(condition: Condition, group: Callable[..., Any], leaf: Callable[[Leaf], Any]) -> object:
     if isinstance(condition, All):
         return group(must=[_compile(part, group, leaf) for part in condition.parts])
     if isinstance(condition, AnyOf):
@@ -192,7 +198,7 @@ def _compile(
     return group(must=[leaf(condition)])
 
 
-def _edge_leaf(leaf: Equals | Within | Empty | HasId) -> object:
+def _edge_leaf(leaf: Leaf) -> object:
     if isinstance(leaf, Equals):
         # Edge reads True as the number 1, which equals no bool; numpy's bool it reads as a bool.
         value = np.bool_(leaf.value) if isinstance(leaf.value, bool) else leaf.value
@@ -205,10 +211,12 @@ def _edge_leaf(leaf: Equals | Within | Empty | HasId) -> object:
         )
     if isinstance(leaf, Empty):
         return edge.IsEmptyCondition(leaf.field)
+    if isinstance(leaf, HasVector):
+        return edge.HasVectorCondition(leaf.name)
     return edge.HasIdCondition(set(leaf.ids))
 
 
-def _client_leaf(leaf: Equals | Within | Empty | HasId) -> object:
+def _client_leaf(leaf: Leaf) -> object:
     if isinstance(leaf, Equals):
         return models.FieldCondition(key=leaf.field, match=models.MatchValue(value=leaf.value))
     if isinstance(leaf, Within):
@@ -219,4 +227,6 @@ def _client_leaf(leaf: Equals | Within | Empty | HasId) -> object:
         )
     if isinstance(leaf, Empty):
         return models.IsEmptyCondition(is_empty=models.PayloadField(key=leaf.field))
+    if isinstance(leaf, HasVector):
+        return models.HasVectorCondition(has_vector=leaf.name)
     return models.HasIdCondition(has_id=list(leaf.ids))

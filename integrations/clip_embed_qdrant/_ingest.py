@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import tarfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,40 +25,23 @@ from clip_embed._cli.signals import keeping
 from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
 from clip_embed.errors import ImageError
-from clip_embed_qdrant._entries import (
-    Entry,
-    Source,
-    etag,
-    fetch,
-    in_groups,
-    in_shard,
-    payload_bytes,
-    point_id,
-)
+from clip_embed_qdrant._duplicates import Duplicates
+from clip_embed_qdrant._entries import Entry, Source, in_groups, in_shard, payload_bytes, point_id
 from clip_embed_qdrant._errors import IngestStopped, StoreError
-from clip_embed_qdrant._facts import read_facts
 from clip_embed_qdrant._options import Job, Options
+from clip_embed_qdrant._reader import AHEAD, Pending, Reader
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
-from clip_embed_qdrant._sink import ETAG, KEY, Payload, Points, Sink
+from clip_embed_qdrant._sink import CONTENT, ETAG, KEY, SAME_AS, Payload, Points
+from clip_embed_qdrant._target import Target
 from clip_embed_qdrant._upload import Outcome, Patience, Uploader, split
 
 _POINTS = 256  # in one request
 _BYTES = 16 * 1024 * 1024
 _FLOAT_BYTES = 12  # of one number in JSON; 4 in gRPC
 _LONGEST_WAIT = 2.0  # seconds until a vector is on its way to the store, full request or not
-_FETCHES = 16  # threads that read remote files and headers
 _BETWEEN_REPORTS = 0.2
 # A source that breaks in the middle: the disk, the network, a torn file.
 _BROKEN = (OSError, EOFError, pa.ArrowException, tarfile.TarError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """An entry that is to be embedded."""
-
-    id: str
-    etag: str
-    entry: Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +59,22 @@ class Ingest:
 
     def __init__(
         self,
-        sink: Sink,
+        target: Target,
         embedder: ClipEmbedder,
         source: Source,
         options: Options,
         progress: Callable[[IngestReport], object] | None = None,
     ) -> None:
-        self._sink = sink
+        self._target = target
+        self._sink = target.sink
         self._embedder = embedder
         self._source = source
         self._options = options
         self._progress = progress
         self._patience = Patience(options.patience)
-        self._uploader = Uploader(sink, self._patience, self._uploaded)
-        self._fetchers: ThreadPoolExecutor | None = None
+        self._uploader = Uploader(target, self._patience, self._uploaded)
+        self._duplicates: Duplicates[Pending] = Duplicates(target.sink)
+        self._reader = Reader(options, embedder.policy)
         self._failures = Failures()
         self._counts = IngestReport(failed=self._failures, job=Job(source, options))
         self._ready: list[_Ready] = []
@@ -110,7 +93,7 @@ class Ingest:
         with ExitStack() as stack:
             stack.callback(self._shut_down)
             self._patience.ask(self._sink.open_for_writing)  # before anything is computed
-            images = ((item, cast("ImageInput", item.entry.image)) for item in self._fetched())
+            images = ((item, cast("ImageInput", item.entry.image)) for item in self._without_duplicates())
             stream = self._embedder.stream_images(images)
             stack.callback(stream.close)  # after what is embedded is written: it waits for its threads
             try:
@@ -127,8 +110,7 @@ class Ingest:
                 raise
 
     def _shut_down(self) -> None:
-        if self._fetchers:
-            self._fetchers.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
         self._uploader.close()
 
     def _finish(self, *, orderly: bool) -> IngestReport:
@@ -155,22 +137,25 @@ class Ingest:
             if (of == 1 or in_shard(entry.key, index, of)) and options.is_wanted(entry.key):
                 yield entry
 
-    def _wanted(self) -> Iterator[_Pending]:
+    def _wanted(self) -> Iterator[Pending]:
         """Yield what is not in the store in its present state."""
         for group in in_groups(self._own_share()):
             self._count(seen=len(group))
             entries = [entry for entry in group if not self._is_problem(entry)]
-            tags = self._etags(entries)
+            tags = self._reader.etags(entries)
             ids = [point_id(entry.key) for entry in entries]
-            stored = self._patience.ask(partial(self._sink.etags, ids)) if ids else {}
+            known = [tag if isinstance(tag, str) else "" for tag in tags]
+            standing = self._patience.ask(partial(self._target.standing, ids, known)) if ids else []
             skipped = 0
-            for entry, tag, id_ in zip(entries, tags, ids, strict=True):
+            for entry, tag, id_, stands in zip(entries, tags, ids, standing, strict=True):
                 if isinstance(tag, ImageError):
                     self._fail(entry.key, entry.source, str(tag), retryable=tag.retryable)
-                elif stored.get(id_) == tag:
+                elif isinstance(stands, str):
+                    self._fail(entry.key, entry.source, stands, retryable=True)
+                elif stands:
                     skipped += 1
                 else:
-                    yield _Pending(id_, tag, entry)
+                    yield Pending(id_, tag, entry)
             self._count(skipped=skipped)
             self._tell(_BETWEEN_REPORTS)
 
@@ -179,67 +164,66 @@ class Ingest:
             self._fail(entry.key, entry.source, entry.problem, retryable=entry.retryable)
         return entry.problem is not None
 
-    def _etags(self, entries: list[Entry]) -> list[str | ImageError]:
-        """Return the etags, in order; content is read by several threads."""
-        if self._options.etag == "stat" and all(entry.state is not None for entry in entries):
-            return [entry.state or "" for entry in entries]
-        return list(self._threads().map(self._etag, entries))
-
-    def _etag(self, entry: Entry) -> str | ImageError:
-        try:
-            return etag(entry, self._options.etag, self._embedder.policy)
-        except ImageError as error:
-            return error
-
-    def _fetched(self) -> Iterator[_Pending]:
-        """Yield what is wanted, remote files and headers read by threads, some images ahead."""
-        waiting: deque[tuple[_Pending, Future[Entry]]] = deque()
-        for pending in self._wanted():
-            if pending.entry.read is None and not self._options.facts:
+    def _read(self) -> Iterator[Pending]:
+        """Yield what is wanted, with what has to be read of it."""
+        for pending in self._reader.read(self._wanted()):
+            if pending.problem is None:
                 yield pending
-                continue
-            waiting.append((pending, self._threads().submit(self._completed, pending.entry)))
-            if len(waiting) >= 2 * _FETCHES:
-                yield from self._settled(*waiting.popleft())
-        for each in waiting:
-            yield from self._settled(*each)
+            else:
+                entry, problem = pending.entry, pending.problem
+                self._fail(entry.key, entry.source, str(problem), retryable=problem.retryable)
 
-    def _completed(self, entry: Entry) -> Entry:
-        if entry.read is not None:
-            entry = replace(entry, image=fetch(entry), read=None)
-        if self._options.facts:
-            facts = read_facts(entry.image, self._options.facts, self._embedder.policy)
-            entry = replace(entry, payload=entry.payload | facts)
-        return entry
-
-    def _settled(self, pending: _Pending, done: Future[Entry]) -> Iterator[_Pending]:
-        try:
-            yield replace(pending, entry=done.result())
-        except ImageError as error:
-            self._fail(pending.entry.key, pending.entry.source, str(error), retryable=error.retryable)
-
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._fetchers is None:
-            self._fetchers = ThreadPoolExecutor(_FETCHES, "clip-embed-fetch")
-        return self._fetchers
+    def _without_duplicates(self) -> Iterator[Pending]:
+        """Yield what is to be embedded; an image whose content is known takes the vector that is there."""
+        if not self._options.links:
+            yield from self._read()
+            return
+        read = self._read()
+        while group := list(islice(read, AHEAD)):
+            contents = [item.content for item in group if item.content is not None]
+            known = self._patience.ask(partial(self._duplicates.known, contents))
+            for item in group:
+                content = item.content or ""
+                first, vector = known.get(content, ("", self._duplicates.recent(content)))
+                if vector is not None:
+                    self._count(linked=1)
+                    self._add(item, vector, CONTENT if first == item.id else SAME_AS)
+                elif not self._duplicates.wait(content, item):
+                    yield item
+            self._send(_POINTS)
 
     def _take(self, batch: EmbeddedBatch) -> None:
         """Note the failures of a batch and bring its vectors on their way."""
         for failure in batch.failures:
-            entry = failure.key.entry if isinstance(failure.key, _Pending) else Entry("")
-            self._fail(entry.key, entry.source, failure.reason, retryable=failure.retryable)
+            if isinstance(failure.key, Pending):
+                for item in [failure.key, *self._alike(failure.key, None)]:
+                    entry = item.entry
+                    self._fail(entry.key, entry.source, failure.reason, retryable=failure.retryable)
         self._count(embedded=len(batch.vectors))
-        if not self._ready:
-            self._ready_since = time.monotonic()
         for key, vector in zip(batch.keys, batch.vectors, strict=True):
-            if isinstance(key, _Pending):
-                payload = {**key.entry.payload, KEY: key.entry.key, ETAG: key.etag}
-                size = payload_bytes(payload) + _FLOAT_BYTES * len(vector)
-                self._ready.append(_Ready(key.id, vector, payload, size))
+            if isinstance(key, Pending):
+                self._add(key, vector, CONTENT)
+                for item in self._alike(key, vector):
+                    self._count(linked=1)
+                    self._add(item, vector, SAME_AS)
         overdue = time.monotonic() - self._ready_since > _LONGEST_WAIT
         self._send(0 if overdue else _POINTS)
         self._uploader.look()
         self._tell(_BETWEEN_REPORTS)
+
+    def _alike(self, item: Pending, vector: Float32 | None) -> list[Pending]:
+        """Return the images of the same content that waited for this one."""
+        return [] if item.content is None else self._duplicates.done(item.content, vector)
+
+    def _add(self, item: Pending, vector: Float32, field: str) -> None:
+        """Make a point ready; its content, where it is known, stands in that field of the payload."""
+        payload = {**item.entry.payload, KEY: item.entry.key, ETAG: item.etag}
+        if item.content is not None:
+            payload[field] = item.content
+        if not self._ready:
+            self._ready_since = time.monotonic()
+        size = payload_bytes(payload) + _FLOAT_BYTES * len(vector)
+        self._ready.append(_Ready(item.id, vector, payload, size))
 
     def _send(self, at_least: int) -> None:
         """Submit what is ready, in requests of bounded size, as long as `at_least` points are left."""
@@ -262,15 +246,10 @@ class Ingest:
         if self._options.on_error == "raise":
             raise StoreError(f'{failure} (on_error="raise")')
 
-    def _count(self, *, seen: int = 0, skipped: int = 0, embedded: int = 0, written: int = 0) -> None:
+    def _count(self, **more: int) -> None:
+        """Add to fields of the report."""
         counts = self._counts
-        self._counts = replace(
-            counts,
-            seen=counts.seen + seen,
-            skipped=counts.skipped + skipped,
-            embedded=counts.embedded + embedded,
-            written=counts.written + written,
-        )
+        self._counts = replace(counts, **{name: getattr(counts, name) + by for name, by in more.items()})
 
     def _tell(self, pause: float) -> None:
         """Call `progress`, unless it was called just now."""

@@ -93,12 +93,12 @@ class Neighbour:
             return None
 
     @staticmethod
-    def name(owner: Path) -> str:
-        """Return " (process 123)" where that is known."""
+    def pid(owner: Path) -> int | None:
+        """Return the id of that process, where it is known."""
         try:
-            return f" (process {int(json.loads(owner.read_text('utf-8'))['pid'])})"
+            return int(json.loads(owner.read_text("utf-8"))["pid"])
         except (OSError, ValueError, KeyError):
-            return ""
+            return None
 
     def count(self, condition: Condition | None) -> int:
         """Return how many points there are."""
@@ -106,14 +106,18 @@ class Neighbour:
 
     def query(self, query: Query) -> list[Found]:
         """Return the nearest points, best first."""
-        facts = {name: getattr(query, name) for name in ("limit", "threshold", "diversity", "candidates")}
+        names = ("limit", "using", "threshold", "diversity", "candidates")
+        facts = {name: getattr(query, name) for name in names}
         facts |= {"vector": query.vector.tolist(), "condition": _packed(query.condition)}
         return [Found(**point) for point in self._ask("query", facts)]
 
-    def fetch(self, ids: Sequence[str]) -> list[Found]:
-        """Return those of the ids that are stored, with their vectors."""
-        found = self._ask("fetch", list(ids))
-        return [Found(point["id"], point["payload"], vector=as_vector(point["vector"])) for point in found]
+    def fetch(self, ids: Sequence[str], name: str) -> list[Found]:
+        """Return those of the ids that are stored, with their vectors of a name."""
+        return [_from_json(point) for point in self._ask("fetch", [list(ids), name])]
+
+    def matching(self, condition: Condition, limit: int, name: str | None) -> list[Found]:
+        """Return points that a filter lets through, in the order of their ids."""
+        return [_from_json(point) for point in self._ask("matching", [_packed(condition), limit, name])]
 
     def condense(self) -> Condensed:
         """Return counts and sizes."""
@@ -162,8 +166,22 @@ def _query(shard: Shard, facts: dict[str, Any]) -> object:
     return [asdict(point) for point in shard.query(Query(**facts))]
 
 
-def _fetch(shard: Shard, ids: list[str]) -> object:
-    return [asdict(point) | {"vector": as_vector(point.vector).tolist()} for point in shard.fetch(ids)]
+def _fetch(shard: Shard, arguments: tuple[list[str], str]) -> object:
+    return [_to_json(point) for point in shard.fetch(*arguments)]
+
+
+def _matching(shard: Shard, arguments: tuple[object, int, str | None]) -> object:
+    condition, limit, name = arguments
+    return [_to_json(point) for point in shard.matching(_unpacked(condition), limit, name)]
+
+
+def _to_json(point: Found) -> dict[str, Any]:
+    return asdict(point) | {"vector": None if point.vector is None else point.vector.tolist()}
+
+
+def _from_json(facts: dict[str, Any]) -> Found:
+    vector = facts["vector"]
+    return Found(facts["id"], facts["payload"], vector=None if vector is None else as_vector(vector))
 
 
 def _condense(shard: Shard, _: object) -> object:
@@ -174,5 +192,6 @@ _VERBS: dict[str, Callable[[Shard, Any], object]] = {
     "count": _count,
     "query": _query,
     "fetch": _fetch,
+    "matching": _matching,
     "condense": _condense,
 }

@@ -19,6 +19,7 @@ class Options:
     prefix: str = ""
     on_error: Literal["skip", "raise"] = "skip"
     patience: float = 600.0
+    on_duplicate: Literal["embed", "link"] = "embed"
     only: frozenset[str] | None = None
     """The keys to look at, and the folders, which end in a slash; None for all."""
 
@@ -28,10 +29,17 @@ class Options:
             raise ValueError(f"etag must be 'stat' or 'sha256', not {self.etag!r}")
         if self.on_error not in ("skip", "raise"):
             raise ValueError(f"on_error must be 'skip' or 'raise', not {self.on_error!r}")
+        if self.on_duplicate not in ("embed", "link"):
+            raise ValueError(f"on_duplicate must be 'embed' or 'link', not {self.on_duplicate!r}")
         if unknown := set(self.facts) - set(FACTS):
             raise ValueError(f"there is no fact {min(unknown)!r}; there are {', '.join(FACTS)}")
         if not 0 <= self.shard[0] < self.shard[1]:
             raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
+
+    @property
+    def links(self) -> bool:
+        """Whether images of the same content share a vector."""
+        return self.on_duplicate == "link"
 
     def is_wanted(self, key: str) -> bool:
         """Whether a key is one to look at."""

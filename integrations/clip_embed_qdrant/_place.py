@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from qdrant_client import QdrantClient
@@ -17,8 +16,9 @@ from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import check_same_space
 from clip_embed_qdrant._edge import EdgeSink
 from clip_embed_qdrant._errors import StoreError, Unstamped
+from clip_embed_qdrant._filters import HasVector
 from clip_embed_qdrant._server import ServerSink, connect
-from clip_embed_qdrant._sink import IndexKind, Meta, Sink
+from clip_embed_qdrant._sink import IndexKind, Meta, Sink, Vectors
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,10 @@ class Status:
     """On disk; None where a server does not say."""
     sources: Mapping[str, str]
     """Where the images came from last, by prefix of their keys."""
+    beside: str | None
+    """Model of the vectors beside those in use, during a migration and after it until they are dropped."""
+    points_beside: int
+    """How many images have such a vector."""
 
 
 class Place:
@@ -100,21 +104,43 @@ class Place:
             )
             self.sink = server
             self._meta = self._read_or_adopt(server, adopt=adopt)
-        if self._meta and given is not None:
-            self._check(self._meta, given)
+        self._embedder: ClipEmbedder | None = None
+        if self._meta:
+            self.sink.vector = self._meta.used.name
+            if given is not None:
+                self._embedder = self.checked(self._meta.used, given)
 
-    @cached_property
+    @property
     def embedder(self) -> ClipEmbedder:
         """The embedder that was given, or one of the model that the store notes."""
-        if self.given is not None:
-            return self.given
-        if self._meta is None:
-            return ClipEmbedder(default_model())
-        if self._meta.model is None:
-            raise StoreError(f"{self.sink.where} was made with a model of your own: give embedder=")
-        found = ClipEmbedder(self._meta.model)
-        self._check(self._meta, found)
-        return found
+        if self._embedder is None:
+            if self._meta is None:
+                self._embedder = self.given or ClipEmbedder(default_model())
+            else:
+                self._embedder = self.checked(self._meta.used, None)
+        return self._embedder
+
+    @property
+    def loaded(self) -> ClipEmbedder | None:
+        """The embedder, if one has been needed yet."""
+        return self._embedder
+
+    def checked(self, vectors: Vectors, given: ClipEmbedder | None) -> ClipEmbedder:
+        """Return the embedder of vectors: the given one, or that of the model they note.
+
+        Raises SpaceMismatch where it is of another space.
+        """
+        if given is None:
+            if vectors.model is None:
+                raise StoreError(f"{self.sink.where} was made with a model of your own: give embedder=")
+            given = ClipEmbedder(vectors.model)
+        try:
+            check_stamp(vectors.stamp, vectors.stamp.dim, given, self.sink.where)
+        except SpaceMismatch as error:
+            raise SpaceMismatch(
+                f"{error} To change the model of a store, open it with its own and see `migration`."
+            ) from error
+        return given
 
     @property
     def policy(self) -> ImagePolicy:
@@ -129,27 +155,45 @@ class Place:
 
     def prepare(self, root: str | None, prefix: str) -> None:
         """Make the store where there is none, and note where the images come from."""
-        meta = self._meta or Meta(self.embedder.stamp(), _model_name(self.embedder), self._vector)
-        self.begin(meta)
+        self.begin(self._meta or Meta(vectors_of(self.embedder, self._vector)))
+        meta = self.current()
         if root is not None:
-            self._note(self.existing(), root, prefix)
+            self._note(meta, root, prefix)
 
     def begin(self, meta: Meta) -> None:
         """Make the store where there is none, and its indexes; SpaceMismatch if it is of another space."""
         if self._meta is None:
+            self.sink.vector = meta.used.name
             self.sink.create(meta, meta.stamp.dim)
             self._meta = meta
         check_same_space(meta, self._meta, self.sink.where)
         if self._indexes:
             self.sink.index_fields(self._indexes)
 
+    def note(self, meta: Meta, embedder: ClipEmbedder | None = None) -> None:
+        """Replace what the store says of its vectors, and go on with those in use and their embedder."""
+        self.sink.write_meta(meta)
+        if meta.used.name != self.existing().used.name:
+            self.sink.vector = meta.used.name
+            self._embedder = embedder
+        self._meta = meta
+
+    def current(self) -> Meta:
+        """Return what the store says now; StoreError where another process has switched its model."""
+        known = self.existing()
+        meta = self.sink.read_meta() or known
+        if meta.used.name != known.used.name:
+            raise StoreError(f"{self.sink.where} was switched to another model meanwhile: open it again")
+        self._meta = meta
+        return meta
+
     def status(self) -> Status:
         """Say what is in the store."""
         meta, facts = self.existing(), self.sink.condense()
-        stamp = meta.stamp
+        stamp, beside = meta.stamp, meta.beside
         return Status(
             self.sink.where,
-            meta.model,
+            meta.used.model,
             stamp.space,
             stamp.recipe,
             stamp.dim,
@@ -158,6 +202,8 @@ class Place:
             facts.segments,
             facts.bytes,
             meta.sources,
+            (beside.model or beside.stamp.space) if beside else None,
+            self.sink.count(HasVector(beside.name)) if beside else 0,
         )
 
     def close(self) -> None:
@@ -165,9 +211,6 @@ class Place:
         self.sink.close()
         if self._client:
             self._client.close()
-
-    def _check(self, meta: Meta, embedder: ClipEmbedder) -> None:
-        check_stamp(meta.stamp, meta.stamp.dim, embedder, self.sink.where)
 
     def _note(self, meta: Meta, root: str, prefix: str) -> None:
         before = meta.sources.get(prefix)
@@ -197,9 +240,14 @@ class Place:
             raise SpaceMismatch(
                 f"{sink.where}: the vectors have {dim} dimensions, those of this model {self.given.dim}"
             )
-        meta = Meta(self.given.stamp(), _model_name(self.given), sink.vector)
+        meta = Meta(vectors_of(self.given, sink.vector))
         sink.write_meta(meta)
         return meta
+
+
+def vectors_of(embedder: ClipEmbedder, name: str) -> Vectors:
+    """Return what is noted of an embedder's vectors."""
+    return Vectors(embedder.stamp(), _model_name(embedder), name)
 
 
 def _model_name(embedder: ClipEmbedder) -> str | None:

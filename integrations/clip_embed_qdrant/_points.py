@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
@@ -27,31 +28,51 @@ def as_batch(points: Points, vector: str) -> models.Batch:
     )
 
 
+def as_named(points: Points, name: str) -> list[models.PointVectors]:
+    """Return their vectors alone, under a name, for HTTP or for the engine in a client."""
+    rows = points.vectors.tolist()
+    return [
+        models.PointVectors.model_construct(id=id_, vector={name: row})
+        for id_, row in zip(points.ids, rows, strict=True)
+    ]
+
+
 def upsert_by_grpc(client: QdrantClient, collection: str, points: Points, vector: str) -> models.UpdateResult:
     """Insert or replace points and wait until that is done.
 
     The client's own `upsert` takes twice the CPU time: it makes a number of Python of each of a vector.
     """
-    sent: Any = messages.UpsertPoints(
-        collection_name=collection, wait=True, points=_as_messages(points, vector)
-    )
-    timeout = client.init_options.get("timeout") or _TIMEOUT
-    answer = cast("Any", client.grpc_points).Upsert(sent, timeout=timeout)
+    made = [
+        messages.PointStruct(id=id_, payload=payload_to_grpc(payload), vectors=vectors)
+        for (id_, vectors), payload in zip(_messages(points, vector), points.payloads, strict=True)
+    ]
+    sent: Any = messages.UpsertPoints(collection_name=collection, wait=True, points=made)
+    answer = cast("Any", client.grpc_points).Upsert(sent, timeout=_timeout(client))
     return GrpcToRest.convert_update_result(answer.result)
 
 
-def _as_messages(points: Points, vector: str) -> list[Any]:
+def update_by_grpc(client: QdrantClient, collection: str, points: Points, name: str) -> models.UpdateResult:
+    """Give points that are there vectors of another name and wait until that is done."""
+    made = [messages.PointVectors(id=id_, vectors=vectors) for id_, vectors in _messages(points, name)]
+    sent: Any = messages.UpdatePointVectors(collection_name=collection, wait=True, points=made)
+    answer = cast("Any", client.grpc_points).UpdateVectors(sent, timeout=_timeout(client))
+    return GrpcToRest.convert_update_result(answer.result)
+
+
+def _timeout(client: QdrantClient) -> int:
+    return client.init_options.get("timeout") or _TIMEOUT
+
+
+def _messages(points: Points, name: str) -> Iterator[tuple[Any, Any]]:
+    """Yield id and vectors of each point; the empty name is that of vectors without one."""
     head = _head(points.vectors.shape[1])
     rows = points.vectors.astype("<f4", copy=False)
-    made: list[Any] = []
-    for id_, row, payload in zip(points.ids, rows, points.payloads, strict=True):
+    for id_, row in zip(points.ids, rows, strict=True):
         dense = messages.Vector(dense=messages.DenseVector.FromString(head + row.tobytes()))
         named = messages.Vectors(vector=dense)
-        if vector:
-            named = messages.Vectors(vectors=messages.NamedVectors(vectors={vector: dense}))
-        id_message = messages.PointId(uuid=id_)
-        made.append(messages.PointStruct(id=id_message, payload=payload_to_grpc(payload), vectors=named))
-    return made
+        if name:
+            named = messages.Vectors(vectors=messages.NamedVectors(vectors={name: dense}))
+        yield messages.PointId(uuid=id_), named
 
 
 @lru_cache

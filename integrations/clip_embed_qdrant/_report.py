@@ -105,7 +105,9 @@ class IngestReport:
     embedded: int = 0
     """Vectors that were computed, or taken from the embedder's cache."""
     written: int = 0
-    """Of them, those that the store has acknowledged."""
+    """Points that the store has acknowledged."""
+    linked: int = 0
+    """Images that took the vector of one with the same content (`on_duplicate="link"`)."""
     failed: Failures = field(default_factory=Failures)
     retries: int = 0
     """Requests that were sent again because the store did not answer or asked for patience."""

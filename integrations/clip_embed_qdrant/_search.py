@@ -18,9 +18,12 @@ from clip_embed._images.source import ImageInput
 from clip_embed._ranking import LEAST_CANDIDATES, steer
 from clip_embed._types import Float32
 from clip_embed._vectors import has_direction, unit_rows
+from clip_embed_qdrant._duplicates import content_of, same_content
 from clip_embed_qdrant._entries import normal_key, point_id
 from clip_embed_qdrant._filters import All, Condition, HasId, Not
-from clip_embed_qdrant._sink import ETAG, KEY, Found, Payload, Query, Sink
+from clip_embed_qdrant._sink import KEY, OURS, Found, Payload, Query, Sink
+
+_DUPLICATES = 10_000  # that are looked for, of all hits together
 
 Example = str | npt.NDArray[np.floating]
 """The key of a stored image, or a vector (d,)."""
@@ -34,6 +37,8 @@ class Hit:
     score: float
     """Cosine similarity."""
     payload: Payload
+    duplicates: tuple[str, ...] = ()
+    """Keys of other images with the same content, where `ingest` was told to link them."""
 
 
 class Hits(list[Hit]):
@@ -141,23 +146,40 @@ def without(condition: Condition | None, ids: list[str]) -> Condition | None:
 
 
 def run_query(sink: Sink, query: Query, group_by: str | None, group_size: int) -> list[Hit]:
-    """Return the hits of a query, of each value of `group_by` no more than `group_size`."""
-    query = replace(query, candidates=max(LEAST_CANDIDATES, 4 * query.limit))
-    if group_by is None:
-        return [_hit(point) for point in sink.query(query)]
-    limit = 4 * query.limit * group_size
+    """Return the hits of a query: one for each content, for each value of `group_by` at most `group_size`."""
+    limit = query.limit if group_by is None else 4 * query.limit * group_size
     while True:
-        found = sink.query(replace(query, limit=limit, candidates=max(LEAST_CANDIDATES, limit)))
-        counts: dict[object, int] = {}
-        chosen: list[Found] = []
-        for point in found:
-            value = _value(point.payload, group_by)
-            counts[value] = counts.get(value, 0) + 1
-            if counts[value] <= group_size:
-                chosen.append(point)
+        found = sink.query(replace(query, limit=limit, candidates=max(LEAST_CANDIDATES, 4 * limit)))
+        chosen = _one_of_each(found)
+        if group_by is not None:
+            chosen = _few_of_each(chosen, group_by, group_size)
         if len(chosen) >= query.limit or len(found) < limit:
-            return [_hit(point) for point in chosen[: query.limit]]
+            return _hits(sink, chosen[: query.limit])
         limit *= 4
+
+
+def _one_of_each(points: list[Found]) -> list[Found]:
+    """Leave out images of the same content as one before."""
+    seen: set[str] = set()
+    chosen: list[Found] = []
+    for point in points:
+        content = content_of(point.payload)
+        if content is None or content not in seen:
+            chosen.append(point)
+        if content is not None:
+            seen.add(content)
+    return chosen
+
+
+def _few_of_each(points: list[Found], field: str, size: int) -> list[Found]:
+    counts: dict[object, int] = {}
+    chosen: list[Found] = []
+    for point in points:
+        value = _value(point.payload, field)
+        counts[value] = counts.get(value, 0) + 1
+        if counts[value] <= size:
+            chosen.append(point)
+    return chosen
 
 
 def _value(payload: Payload, field: str) -> object:
@@ -165,6 +187,19 @@ def _value(payload: Payload, field: str) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
-def _hit(point: Found) -> Hit:
-    payload = {name: value for name, value in point.payload.items() if name not in (KEY, ETAG)}
-    return Hit(str(point.payload.get(KEY, point.id)), point.score, payload)
+def _hits(sink: Sink, points: list[Found]) -> list[Hit]:
+    alike: dict[str | None, list[str]] = {}
+    condition = same_content(point.payload for point in points)
+    if condition is not None:
+        for point in sink.matching(condition, _DUPLICATES):
+            alike.setdefault(content_of(point.payload), []).append(_key(point))
+    hits: list[Hit] = []
+    for point in points:
+        payload = {name: value for name, value in point.payload.items() if name not in OURS}
+        others = (key for key in alike.get(content_of(point.payload), ()) if key != _key(point))
+        hits.append(Hit(_key(point), point.score, payload, tuple(sorted(others))))
+    return hits
+
+
+def _key(point: Found) -> str:
+    return str(point.payload.get(KEY, point.id))

@@ -11,12 +11,11 @@ from typing import Any, TypeVar, cast
 
 import grpc  # type: ignore[import-untyped]
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable, Unstamped
+from clip_embed_qdrant._answers import ask, is_absent
+from clip_embed_qdrant._errors import StoreError, Unreachable, Unstamped
 from clip_embed_qdrant._filters import Condition, client_filter
-from clip_embed_qdrant._points import as_batch, upsert_by_grpc
+from clip_embed_qdrant._points import as_batch, as_named, update_by_grpc, upsert_by_grpc
 from clip_embed_qdrant._sink import ETAG, KEY, Condensed, Found, IndexKind, Meta, Points, Query, as_vector
 
 T = TypeVar("T")
@@ -24,17 +23,8 @@ logger = logging.getLogger(__name__)
 
 _META = "clip_embed"
 _PAGE = 1_000
+_COSINE = models.Distance.COSINE
 _NOBODY = "00000000-0000-0000-0000-000000000000"
-_Code = grpc.StatusCode
-_LATER = {_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.ABORTED, _Code.RESOURCE_EXHAUSTED, _Code.INTERNAL,
-          _Code.UNKNOWN, _Code.CANCELLED, _Code.DATA_LOSS}  # fmt: skip
-_REFUSED = {_Code.INVALID_ARGUMENT, _Code.OUT_OF_RANGE}
-_FULL = ("no space left", "out of disk", "disk is full", "not enough disk", "insufficient storage")
-_TOO_LARGE = "larger than max"
-_WAYS = {
-    "auth": "check the API key, and that it may write",
-    "full": "free space on the server, then run it again",
-}
 
 
 class ServerSink:
@@ -48,11 +38,11 @@ class ServerSink:
         self.vector = vector
         self._on_disk = on_disk
         self.where = f"{where}/{collection}"
-        local = _is_local(client)
-        self.streams = 1 if local else 3
-        self._by_grpc = not local and bool(client.init_options.get("prefer_grpc"))
+        self._is_local = _is_local(client)
+        self.streams = 1 if self._is_local else 3
+        self._by_grpc = not self._is_local and bool(client.init_options.get("prefer_grpc"))
         # The engine inside the client is made for one thread.
-        self._turn: AbstractContextManager[object] = threading.RLock() if local else nullcontext()
+        self._turn: AbstractContextManager[object] = threading.RLock() if self._is_local else nullcontext()
 
     def read_meta(self) -> Meta | None:
         """Ask for the collection's metadata; None where there is no collection.
@@ -68,38 +58,31 @@ class ServerSink:
                 f"nothing in the collection {self.where} says which model made its vectors: give "
                 f"adopt=True if it is that of the embedder, or another collection"
             )
-        meta = Meta.from_json(cast("str", text), self.where)
-        self.vector = meta.vector
-        return meta
+        return Meta.from_json(cast("str", text), self.where)
 
     def adopted_dim(self) -> int:
         """Return the dimension of the vectors in a collection that others made; StoreError for other ones."""
-        params = self._ask(lambda: self._client.get_collection(self._collection)).config.params.vectors
-        named = params if isinstance(params, dict) else {"": params}
+        named = self._vectors()
         found = named.get(self.vector)
         if found is None:
             raise StoreError(
                 f"the collection {self.where} has no vectors called {self.vector!r}; it has "
                 f"{', '.join(map(repr, named))}: name them by vector="
             )
-        if found.distance != models.Distance.COSINE:
+        if found.distance != _COSINE:
             raise StoreError(f"the collection {self.where} compares by {found.distance}, not by cosine")
         return found.size
 
     def create(self, meta: Meta, dim: int) -> None:
         """Make an empty collection."""
         params = models.VectorParams(
-            size=dim,
-            distance=models.Distance.COSINE,
-            datatype=models.Datatype.FLOAT16,
-            on_disk=self._on_disk or None,
+            size=dim, distance=_COSINE, datatype=models.Datatype.FLOAT16, on_disk=self._on_disk or None
         )
         self._ask(
             lambda: self._client.create_collection(
-                self._collection, vectors_config={meta.vector: params}, metadata={_META: meta.to_json()}
+                self._collection, vectors_config={meta.used.name: params}, metadata={_META: meta.to_json()}
             )
         )
-        self.vector = meta.vector
 
     def write_meta(self, meta: Meta) -> None:
         """Replace the collection's metadata."""
@@ -110,8 +93,8 @@ class ServerSink:
         self.delete([_NOBODY])
 
     def index_fields(self, fields: Mapping[str, IndexKind]) -> None:
-        """Make payload fields quick to filter by."""
-        for name, kind in fields.items():
+        """Make payload fields quick to filter by; the engine inside the client has no indexes."""
+        for name, kind in () if self._is_local else fields.items():
             schema = models.PayloadSchemaType(kind)
             self._ask(partial(self._client.create_payload_index, self._collection, name, schema))
 
@@ -131,6 +114,38 @@ class ServerSink:
         else:
             batch = as_batch(points, self.vector)
             self._done(partial(self._client.upsert, self._collection, batch, wait=True))
+
+    def write_beside(self, points: Points, name: str) -> None:
+        """Give points that are there vectors of another name; returns when the server has done so."""
+        if self._by_grpc:
+            self._done(partial(update_by_grpc, self._client, self._collection, points, name))
+        else:
+            named = as_named(points, name)
+            self._done(partial(self._client.update_vectors, self._collection, named, wait=True))
+
+    def vector_names(self) -> set[str]:
+        """Return the names of vectors that are taken."""
+        return set(self._vectors())
+
+    def add_vector(self, name: str, dim: int) -> None:
+        """Make room for vectors of one more name; idempotent."""
+        dense = models.DenseVectorConfig(
+            size=dim, distance=_COSINE, datatype=models.VectorStorageDatatype.FLOAT16
+        )
+        config = models.DenseVectorNameConfig(dense=dense)
+        self._done(partial(self._client.create_vector_name, self._collection, name, config, wait=True))
+        if self._on_disk:
+            diff = {name: models.VectorParamsDiff(on_disk=True)}
+            self._ask(partial(self._client.update_collection, self._collection, vectors_config=diff))
+
+    def drop_vector(self, name: str) -> None:
+        """Remove all vectors of a name, and the name; idempotent."""
+        self._done(partial(self._client.delete_vector_name, self._collection, name, wait=True))
+
+    def remove_vectors(self, ids: Sequence[str], name: str) -> None:
+        """Remove the vectors of a name from points."""
+        chosen = models.PointIdsList(points=list(ids))
+        self._done(partial(self._client.delete_vectors, self._collection, [name], chosen, wait=True))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
@@ -156,7 +171,7 @@ class ServerSink:
             lambda: self._client.query_points(
                 self._collection,
                 wanted,
-                using=self.vector or None,
+                using=query.using or None,
                 query_filter=client_filter(query.condition),
                 limit=query.limit,
                 score_threshold=query.threshold,
@@ -168,9 +183,23 @@ class ServerSink:
     def fetch(self, ids: Sequence[str]) -> list[Found]:
         """Return those of the ids that are stored, with their vectors."""
         records = self._ask(
-            lambda: self._client.retrieve(self._collection, list(ids), with_payload=True, with_vectors=True)
+            lambda: self._client.retrieve(
+                self._collection, list(ids), with_payload=True, with_vectors=_named(self.vector)
+            )
         )
-        return [self._found(record) for record in records]
+        return [_found(record, self.vector) for record in records]
+
+    def matching(self, condition: Condition, limit: int, *, vector: str | None = None) -> list[Found]:
+        """Return points that a filter lets through, in the order of their ids."""
+        page = partial(
+            self._client.scroll,
+            self._collection,
+            client_filter(condition),
+            limit=limit,
+            with_payload=True,
+            with_vectors=False if vector is None else _named(vector),
+        )
+        return [_found(record, vector) for record in self._ask(page)[0]]
 
     def scroll(self, *, with_vectors: bool = False) -> Iterator[list[Found]]:
         """Yield all points in pages."""
@@ -182,10 +211,10 @@ class ServerSink:
                 limit=_PAGE,
                 offset=offset,
                 with_payload=True if with_vectors else [KEY, ETAG],
-                with_vectors=with_vectors,
+                with_vectors=_named(self.vector) if with_vectors else False,
             )
             records, offset = self._ask(page)
-            yield [self._found(record) for record in records]
+            yield [_found(record, self.vector) for record in records]
             if offset is None:
                 return
 
@@ -201,12 +230,9 @@ class ServerSink:
     def close(self) -> None:
         """The client stays open where it is the user's own; `ImageStore` closes one that it made."""
 
-    def _found(self, record: models.Record) -> Found:
-        given: Any = record.vector
-        vector: Any = cast("dict[str, Any]", given).get(self.vector) if isinstance(given, dict) else given
-        return Found(
-            str(record.id), record.payload or {}, vector=None if vector is None else as_vector(vector)
-        )
+    def _vectors(self) -> dict[str, models.VectorParams]:
+        params = self._ask(lambda: self._client.get_collection(self._collection)).config.params.vectors
+        return params if isinstance(params, dict) else {"": params} if params else {}
 
     def _done(self, write: Callable[[], models.UpdateResult]) -> None:
         status = self._ask(write).status
@@ -214,48 +240,19 @@ class ServerSink:
             raise Unreachable(f"{self.where} did not say in time that it had written (it said {status})")
 
     def _ask(self, request: Callable[[], T]) -> T:
-        """Send a request; what the client raises becomes Unreachable, Rejected or StoreError."""
-        try:
-            with self._turn:
-                return request()
-        except ResourceExhaustedResponse as error:
-            raise Unreachable(f"{self.where} asks for patience: {error}", error.retry_after_s) from error
-        except grpc.RpcError as error:
-            raise self._from_grpc(error) from error
-        except UnexpectedResponse as error:
-            raise self._from_http(error) from error
-        except ResponseHandlingException as error:
-            raise Unreachable(f"{self.where} does not answer: {error.source}") from error
-        except QdrantException as error:  # a Retry-After that is no number of seconds
-            raise Unreachable(f"{self.where}: {error}") from error
-        except (ValueError, RuntimeError) as error:  # the engine inside the client
-            kind = StoreError if "not found" in str(error) or "closed" in str(error) else Rejected
-            raise kind(f"{self.where}: {error}") from error
+        with self._turn:
+            return ask(request, self.where)
 
-    def _from_grpc(self, error: grpc.RpcError) -> StoreError:
-        call = cast("grpc.Call", error)
-        code, details = call.code(), call.details() or ""
-        text = f"{self.where}: {code.name}: {details}"
-        if _is_full(details):
-            return StoreError(f"{text}: {_WAYS['full']}")
-        if code in _REFUSED or _TOO_LARGE in details:
-            return Rejected(text)
-        if code in _LATER:
-            return Unreachable(text)
-        refused = code in (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)
-        return StoreError(f"{text}: {_WAYS['auth']}" if refused else text)
 
-    def _from_http(self, error: UnexpectedResponse) -> StoreError:
-        code = error.status_code or 0
-        details = error.content.decode("utf-8", "replace")[:300]
-        text = f"{self.where}: {code} {error.reason_phrase}: {details}"
-        if code == 507 or _is_full(details):
-            return StoreError(f"{text}: {_WAYS['full']}")
-        if code in (400, 413, 422):
-            return Rejected(text)
-        if code in (408, 429) or (code >= 500 and code != 501):
-            return Unreachable(text)
-        return StoreError(f"{text}: {_WAYS['auth']}" if code in (401, 403) else text)
+def _named(name: str) -> list[str] | bool:
+    """Return how to ask for vectors of a name; those without one come where all are asked for."""
+    return [name] if name else True
+
+
+def _found(record: models.Record, name: str | None) -> Found:
+    given: Any = record.vector
+    vector: Any = cast("dict[str | None, Any]", given).get(name) if isinstance(given, dict) else given
+    return Found(str(record.id), record.payload or {}, vector=None if vector is None else as_vector(vector))
 
 
 def connect(url: str, *, api_key: str | None, timeout: float, grpc_port: int | None) -> QdrantClient:
@@ -265,7 +262,7 @@ def connect(url: str, *, api_key: str | None, timeout: float, grpc_port: int | N
         try:
             client.collection_exists(_META)
         except grpc.RpcError as error:
-            if cast("grpc.Call", error).code() in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED):
+            if is_absent(error):
                 logger.info("%s does not answer by gRPC on port %s, HTTP is taken", url, grpc_port)
                 client.close()
                 client = _client(url, api_key, timeout, None)
@@ -281,10 +278,6 @@ def _client(url: str, api_key: str | None, timeout: float, grpc_port: int | None
         grpc_port=grpc_port or 6334,
         check_compatibility=False,  # it would ask in a thread of its own and warn from there
     )
-
-
-def _is_full(details: str) -> bool:
-    return any(word in details.lower() for word in _FULL)
 
 
 def _is_local(client: QdrantClient) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import qdrant_edge as edge
 
-from clip_embed_qdrant._errors import StoreError, StoreLocked
+from clip_embed_qdrant._errors import Rejected, StoreError, StoreLocked
 from clip_embed_qdrant._filters import Condition, edge_filter
 from clip_embed_qdrant._sink import ETAG, KEY, Condensed, Found, IndexKind, Points, Query, as_vector
 
@@ -32,20 +32,20 @@ _KINDS = {
 }
 
 
+_COSINE, _FLOAT16 = edge.Distance.Cosine, edge.VectorStorageDatatype.Float16
+
+
 def create_shard(folder: Path, vector: str, dim: int) -> None:
     """Make an empty shard in a folder that does not exist yet, and close it."""
-    params = edge.EdgeVectorParams(
-        size=dim, distance=edge.Distance.Cosine, datatype=edge.VectorStorageDatatype.Float16
-    )
+    params = edge.EdgeVectorParams(size=dim, distance=_COSINE, datatype=_FLOAT16)
     edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors={vector: params}, wal_enabled=True)).close()
 
 
 class Shard:
     """An open shard. Raises StoreLocked where another process, or a forked child of one, has it."""
 
-    def __init__(self, folder: Path, vector: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._vector = vector
         self._pid = os.getpid()
         self._turn = threading.RLock()
         self._unflushed = 0
@@ -64,18 +64,32 @@ class Shard:
             records = self._own().retrieve(list(ids), [ETAG], False)
         return {str(record.id): (record.payload or {}).get(ETAG) for record in records}
 
-    def write(self, points: Points) -> None:
-        """Insert or replace points; when it returns they are in the log."""
+    def write(self, points: Points, name: str) -> None:
+        """Insert or replace points with vectors of a name; when it returns they are in the log."""
         rows = points.vectors.tolist()
         made = [
-            edge.Point(id_, {self._vector: row}, payload)
+            edge.Point(id_, {name: row}, payload)
             for id_, row, payload in zip(points.ids, rows, points.payloads, strict=True)
         ]
-        with self._turn:
-            self._update(edge.UpdateOperation.upsert_points(made))
-            self._unflushed += len(made)
-            if self._unflushed >= _FLUSH_EVERY:
-                self.flush()
+        self._write(edge.UpdateOperation.upsert_points(made), len(made))
+
+    def write_beside(self, points: Points, name: str) -> None:
+        """Give points that are there vectors of another name; Rejected where one of them is not there."""
+        rows = points.vectors.tolist()
+        made = [edge.PointVectors(id_, {name: row}) for id_, row in zip(points.ids, rows, strict=True)]
+        self._write(edge.UpdateOperation.update_vectors(made), len(made))
+
+    def add_vector(self, name: str, dim: int) -> None:
+        """Make room for vectors of one more name; idempotent."""
+        self._update(edge.UpdateOperation.create_dense_vector(name, dim, _COSINE, datatype=_FLOAT16))
+
+    def drop_vector(self, name: str) -> None:
+        """Remove all vectors of a name, and the name; idempotent."""
+        self._update(edge.UpdateOperation.delete_vector_name(name))
+
+    def remove_vectors(self, ids: Sequence[str], name: str) -> None:
+        """Remove the vectors of a name from points."""
+        self._update(edge.UpdateOperation.delete_vectors(list(ids), [name]))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
@@ -102,7 +116,7 @@ class Shard:
     def query(self, query: Query) -> list[Found]:
         """Return the nearest points, best first."""
         row = query.vector.tolist()
-        nearest = edge.Query.Nearest(row, using=self._vector)
+        nearest = edge.Query.Nearest(row, using=query.using)
         condition = edge_filter(query.condition)
         request = edge.QueryRequest(
             limit=query.limit,
@@ -115,32 +129,49 @@ class Shard:
             first = edge.Prefetch(
                 query.candidates, query=nearest, filter=condition, score_threshold=query.threshold
             )
-            choice = edge.Mmr(row, 1 - query.diversity, query.candidates, using=self._vector)
+            choice = edge.Mmr(row, 1 - query.diversity, query.candidates, using=query.using)
             request = edge.QueryRequest(
                 limit=query.limit, query=choice, prefetches=[first], with_payload=True
             )
         with self._turn:
-            points = self._own().query(request)
+            try:
+                points = self._own().query(request)
+            except StoreError:
+                raise
+            except Exception as error:
+                raise StoreError(f"{self._folder} could not be searched: {error}") from error
         return [Found(str(point.id), point.payload or {}, point.score) for point in points]
 
-    def fetch(self, ids: Sequence[str]) -> list[Found]:
-        """Return those of the ids that are stored, with their vectors."""
+    def fetch(self, ids: Sequence[str], name: str) -> list[Found]:
+        """Return those of the ids that are stored, with their vectors of a name."""
         with self._turn:
-            return [self._found(record) for record in self._own().retrieve(list(ids), True, [self._vector])]
+            return [_found(record, name) for record in self._own().retrieve(list(ids), True, [name])]
 
-    def scroll(self, *, with_vectors: bool) -> Iterator[list[Found]]:
-        """Yield all points in pages."""
+    def matching(self, condition: Condition, limit: int, name: str | None) -> list[Found]:
+        """Return points that a filter lets through, in the order of their ids."""
+        request = edge.ScrollRequest(
+            limit=limit,
+            filter=edge_filter(condition),
+            with_payload=True,
+            with_vector=False if name is None else [name],
+        )
+        with self._turn:
+            records, _ = self._own().scroll(request)
+        return [_found(record, name) for record in records]
+
+    def scroll(self, name: str | None) -> Iterator[list[Found]]:
+        """Yield all points in pages: with all they have and the vectors of a name, or with key and etag."""
         offset: Any = None
         while True:
             request = edge.ScrollRequest(
                 offset=offset,
                 limit=_PAGE,
-                with_payload=True if with_vectors else [KEY, ETAG],
-                with_vector=[self._vector] if with_vectors else False,
+                with_payload=[KEY, ETAG] if name is None else True,
+                with_vector=False if name is None else [name],
             )
             with self._turn:
                 records, offset = self._own().scroll(request)
-            yield [self._found(record) for record in records]
+            yield [_found(record, name) for record in records]
             if offset is None:
                 return
 
@@ -170,6 +201,13 @@ class Shard:
             )
         return self._shard
 
+    def _write(self, operation: edge.UpdateOperation, count: int) -> None:
+        with self._turn:
+            self._update(operation)
+            self._unflushed += count
+            if self._unflushed >= _FLUSH_EVERY:
+                self.flush()
+
     def _update(self, operation: edge.UpdateOperation) -> None:
         try:
             with self._turn:
@@ -177,12 +215,15 @@ class Shard:
         except StoreError:
             raise
         except Exception as error:
-            raise StoreError(f"{self._folder} could not be written: {error}") from error
+            kind = Rejected if "No point with id" in str(error) else StoreError
+            raise kind(f"{self._folder} could not be written: {error}") from error
 
-    def _found(self, record: edge.Record) -> Found:
-        given = cast("dict[str, object]", record.vector or {})
-        vector = as_vector(given[self._vector]) if self._vector in given else None
-        return Found(str(record.id), record.payload or {}, vector=vector)
+
+def _found(record: edge.Record, name: str | None) -> Found:
+    given = cast("dict[str | None, object]", record.vector or {})
+    return Found(
+        str(record.id), record.payload or {}, vector=as_vector(given[name]) if name in given else None
+    )
 
 
 def folder_bytes(folder: Path) -> int:

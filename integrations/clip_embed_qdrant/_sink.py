@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -15,7 +15,9 @@ from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._filters import Condition
 
 ETAG, KEY = "_etag", "_key"
-"""The fields of a payload that are ours: the state of the image when it was read, and its key."""
+CONTENT, SAME_AS = "_content", "_same_as"
+OURS = frozenset((ETAG, KEY, CONTENT, SAME_AS))
+"""The fields of a payload that are ours: the state of the image when it was read, its key, its content."""
 VECTOR = "image"
 FORMAT = 1
 
@@ -24,30 +26,59 @@ IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "t
 
 
 @dataclass(frozen=True, slots=True)
-class Meta:
-    """What a store says about its vectors; it lies beside them, as JSON."""
+class Vectors:
+    """One set of vectors in a store."""
 
     stamp: Stamp
     model: str | None
     """Hub name or folder of the model; None for a model of the user's own."""
-    vector: str = VECTOR
-    """Name of the vectors that are in use."""
+    name: str
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return it in the form of JSON."""
+        return {"model": self.model, "vector": self.name, "stamp": self.stamp.to_json()}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Vectors:
+        """Return what `as_facts` gave; ValueError, KeyError or TypeError where it is something else."""
+        return cls(Stamp.from_json(facts["stamp"]), facts["model"], facts["vector"])
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What a store says about its vectors; it lies beside them, as JSON."""
+
+    used: Vectors
+    """Those that are searched."""
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where the images came from last, by prefix of their keys."""
+    beside: Vectors | None = None
+    """During a migration, those of the new model; after it has switched, those of the old one."""
+
+    @property
+    def stamp(self) -> Stamp:
+        """That of the vectors in use."""
+        return self.used.stamp
+
+    def switched(self) -> Meta:
+        """Return it with those in use and those beside exchanged."""
+        return self if self.beside is None else replace(self, used=self.beside, beside=self.used)
 
     def to_json(self) -> str:
         """Return it as text."""
-        facts = {"format": FORMAT, "model": self.model, "vector": self.vector, "sources": dict(self.sources)}
-        return json.dumps(facts | {"stamp": self.stamp.to_json()}, indent=1)
+        facts: dict[str, Any] = {"format": FORMAT, **self.used.as_facts(), "sources": dict(self.sources)}
+        if self.beside:
+            facts["beside"] = self.beside.as_facts()
+        return json.dumps(facts, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Meta:
         """Return what `to_json` wrote; StoreError where it is something else, or of a later version."""
         try:
             facts = cast("dict[str, Any]", json.loads(text))
-            stamp = Stamp.from_json(facts["stamp"])
+            beside = Vectors.from_facts(facts["beside"]) if "beside" in facts else None
             if facts["format"] == FORMAT:
-                return cls(stamp, facts["model"], facts["vector"], facts["sources"])
+                return cls(Vectors.from_facts(facts), facts["sources"], beside)
             error: Exception | None = None
         except (ValueError, KeyError, TypeError) as unreadable:
             error = unreadable
@@ -84,10 +115,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The `limit` points nearest to a unit vector (d,), best first."""
+    """The `limit` points nearest to a unit vector (d,) among the vectors of a name, best first."""
 
     vector: Float32
     limit: int
+    using: str
     condition: Condition | None = None
     threshold: float | None = None
     diversity: float | None = None
@@ -117,6 +149,8 @@ class Sink(Protocol):
     """Its name in messages."""
     streams: int
     """How many writes side by side make it faster."""
+    vector: str
+    """Name of the vectors that are in use: those that `write` and `fetch` are about."""
 
     def read_meta(self) -> Meta | None:
         """Ask for what it says about itself; None where there is no store yet."""
@@ -146,6 +180,26 @@ class Sink(Protocol):
         """Insert or replace points; when it returns, they outlive this process."""
         ...
 
+    def write_beside(self, points: Points, name: str) -> None:
+        """Give points that are there vectors of another name; Rejected where one of them is not there."""
+        ...
+
+    def vector_names(self) -> set[str]:
+        """Return the names of vectors that are taken."""
+        ...
+
+    def add_vector(self, name: str, dim: int) -> None:
+        """Make room for vectors of one more name; idempotent."""
+        ...
+
+    def drop_vector(self, name: str) -> None:
+        """Remove all vectors of a name, and the name; idempotent."""
+        ...
+
+    def remove_vectors(self, ids: Sequence[str], name: str) -> None:
+        """Remove the vectors of a name from points, which stay."""
+        ...
+
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points."""
         ...
@@ -164,6 +218,10 @@ class Sink(Protocol):
 
     def fetch(self, ids: Sequence[str]) -> list[Found]:
         """Return those of the ids that are stored, with their vectors, in any order."""
+        ...
+
+    def matching(self, condition: Condition, limit: int, *, vector: str | None = None) -> list[Found]:
+        """Return points that a filter lets through, in the order of their ids, with vectors of that name."""
         ...
 
     def scroll(self, *, with_vectors: bool = False) -> Iterator[list[Found]]:

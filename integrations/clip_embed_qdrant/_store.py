@@ -16,15 +16,19 @@ from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
 from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
+from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._facts import Fact
 from clip_embed_qdrant._filters import Where, parse_where
 from clip_embed_qdrant._ingest import Ingest
+from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
-from clip_embed_qdrant._sink import VECTOR, IndexKind, Query
+from clip_embed_qdrant._sink import CONTENT, SAME_AS, VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
+from clip_embed_qdrant._tables import Columns
+from clip_embed_qdrant._target import Target
 from clip_embed_qdrant._verify import Verification, prune, verify
 
 
@@ -107,6 +111,7 @@ class ImageStore:
         prefix: str = "",
         shard: tuple[int, int] = (0, 1),
         on_error: Literal["skip", "raise"] = "skip",
+        on_duplicate: Literal["embed", "link"] = "embed",
         patience: float = 600.0,
         storage_options: Mapping[str, object] | None = None,
         progress: Callable[[IngestReport], object] | None = None,
@@ -125,13 +130,15 @@ class ImageStore:
         time for `etag="stat"`, its content for "sha256" (always for images handed in by value).
         `shard=(i, n)` takes the i-th of n shares, counted from 0, so that n machines fill one collection.
 
-        A failed image is listed in the report and stops nothing, unless `on_error="raise"`. Where the store
-        does not answer, requests are repeated for `patience` seconds; then, or where it refuses the
-        key, is gone or full, IngestStopped is raised with the report. `progress` is called with the report
-        so far, a few times a second. Called again, ingest goes on from where it was, whatever ended it.
+        With `on_duplicate="link"` an image whose bytes are those of another takes its vector, and searches
+        show the two as one hit; to tell, every new or changed image is read first. A failed image is listed
+        in the report and stops nothing, unless `on_error="raise"`. Where the store does not answer, requests
+        are repeated for `patience` seconds; then, or where it refuses the key, is gone or full, IngestStopped
+        is raised with the report. `progress` is called with the report so far, a few times a second. Called
+        again, ingest goes on from where it was, whatever ended it.
         """
-        opened = self._open(source, image, key, payload, storage_options)
-        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience)
+        opened = self._open(source, (image, key, payload), storage_options)
+        options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
         return self._run(opened, options, progress)
 
     def retry(
@@ -184,8 +191,12 @@ class ImageStore:
         wanted, named = query_vector(
             self.embedder, self._sink, text=text, image=image, vector=vector, like=like, unlike=unlike
         )
-        query = Query(wanted, k, without(condition, named), threshold, diversity)
-        hits = run_query(self._sink, query, group_by, group_size)
+        query = Query(wanted, k, meta.used.name, without(condition, named), threshold, diversity)
+        try:
+            hits = run_query(self._sink, query, group_by, group_size)
+        except StoreError:
+            self._place.current()  # says so where the vectors are gone because the model was switched
+            raise
         return Hits(hits, title=text or "Search", sources=meta.sources)
 
     def status(self) -> Status:
@@ -208,7 +219,7 @@ class ImageStore:
         Takes 8 bytes of memory for each image.
         """
         self._place.existing()
-        opened = self._open(source, image, key, [], storage_options)
+        opened = self._open(source, (image, key, []), storage_options)
         return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._place.policy)
 
     def prune(
@@ -226,14 +237,13 @@ class ImageStore:
         where the source lists no image at all or has a folder that cannot be read.
         """
         self._place.existing()
-        opened = self._open(source, image, key, [], storage_options)
+        opened = self._open(source, (image, key, []), storage_options)
         return prune(self._sink, opened, prefix=normal_key(prefix))
 
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.
 
-        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers, which do so
-        by themselves.
+        Takes a minute or two for each 100,000, in a process of its own. StoreError for servers.
         """
         self._place.existing()
         self._sink.optimize()
@@ -258,33 +268,33 @@ class ImageStore:
         Raises SpaceMismatch where the collection holds vectors of another space.
         """
         meta = self._place.existing()
-        address = Address(url, collection, client, api_key, timeout, grpc_port, meta.vector, on_disk)
+        address = Address(url, collection, client, api_key, timeout, grpc_port, meta.used.name, on_disk)
         target = Place(address, None, self._indexes, adopt=False)
         try:
-            target.begin(meta)
+            target.begin(replace(meta, beside=None))
             return Copy(self._sink, target.sink, patience, progress).run()
         finally:
             target.close()
+
+    def migration(self, to: ClipEmbedder | None = None) -> Migration:
+        """Return what moves the store to the model of `to` while searches go on.
+
+        Once vectors of a second model are there, `to` may be left out if the store notes its name.
+        """
+        return Migration(self._place, to)
 
     def _run(
         self, source: Source, options: Options, progress: Callable[[IngestReport], object] | None
     ) -> IngestReport:
         self._place.prepare(source.root, options.prefix)
-        job = Ingest(self._sink, self.embedder, source, options, progress)
+        if options.links:
+            self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
+        target = Target(self._sink, migrating=self._place.existing().beside is not None)
+        job = Ingest(target, self.embedder, source, options, progress)
         try:
             return job.run()
         finally:
             self.last_report = job.report
 
-    def _open(
-        self,
-        source: object,
-        image: str,
-        key: str,
-        payload: Sequence[str] | None,
-        storage_options: Mapping[str, object] | None,
-    ) -> Source:
-        columns = (image, key, payload)
-        return open_source(
-            source, columns=columns, policy=self._place.policy, storage_options=storage_options
-        )
+    def _open(self, source: object, columns: Columns, options: Mapping[str, object] | None) -> Source:
+        return open_source(source, columns=columns, policy=self._place.policy, storage_options=options)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from clip_embed_qdrant._errors import Rejected, StoreError, Unreachable
-from clip_embed_qdrant._sink import KEY, Points, Sink
+from clip_embed_qdrant._sink import KEY, Points
 
 T = TypeVar("T")
 
@@ -64,6 +64,16 @@ def _pause(attempt: int, wanted: float | None) -> float:
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
+class Writable(Protocol):
+    """What points are written to."""
+
+    streams: int
+
+    def write(self, points: Points) -> None:
+        """Write points; Unreachable or Rejected where that fails."""
+        ...
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of points: how many are written, and why others are not."""
@@ -79,16 +89,16 @@ class Uploader:
     `done` is called for each request in the thread that submits.
     """
 
-    def __init__(self, sink: Sink, patience: Patience, done: Callable[[Outcome], None]) -> None:
-        self._sink = sink
+    def __init__(self, target: Writable, patience: Patience, done: Callable[[Outcome], None]) -> None:
+        self._target = target
         self._patience = patience
         self._done = done
-        self._pool = ThreadPoolExecutor(sink.streams, "clip-embed-upload")
+        self._pool = ThreadPoolExecutor(target.streams, "clip-embed-upload")
         self._under_way: deque[Future[Outcome]] = deque()
 
     def submit(self, points: Points) -> None:
         """Have points written; waits while more than enough are under way. Raises what a write raised."""
-        while len(self._under_way) > self._sink.streams:
+        while len(self._under_way) > self._target.streams:
             self._collect()
         self.look()
         self._under_way.append(self._pool.submit(self._write, points))
@@ -122,7 +132,7 @@ class Uploader:
         while waiting:
             part = waiting.pop()
             try:
-                self._patience.ask(partial(self._sink.write, part))
+                self._patience.ask(partial(self._target.write, part))
                 outcome.written += len(part)
             except Rejected as error:
                 if len(part) == 1:

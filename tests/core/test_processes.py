@@ -365,7 +365,10 @@ def many_photos(tmp_path_factory: pytest.TempPathFactory, photo: Photo, encode: 
     return folder
 
 
-SEARCH = "import sys; from clip_embed.cli import run; sys.argv[0] = 'clip-embed'; run()"
+SEARCH = (
+    "import sys; from clip_embed.cli import run; sys.argv[0] = 'clip-embed'; "
+    "print('begun', file=sys.stderr, flush=True); run()"
+)
 
 
 @needs_signals
@@ -378,15 +381,14 @@ def test_a_signal_ends_the_command(
     command = [sys.executable, "-W", "ignore", "-c", SEARCH, "search", str(many_photos), "a car"]
     process = begin([*command, "--model", str(clip_folder)], CLIP_EMBED_CACHE=str(tmp_path))
     assert process.stderr is not None
-    if moment == "before":
-        time.sleep(random.uniform(0.5, 1))  # noqa: S311
-    else:
+    assert process.stderr.readline() == "begun\n"
+    if moment != "before":
         assert "Loading" in process.stderr.readline()
-        if moment == "reading":
-            while "Reading" not in process.stderr.readline():
-                pass
-            time.sleep(1)
-        time.sleep(random.uniform(0, 1))  # noqa: S311
+    if moment == "reading":
+        while "Reading" not in process.stderr.readline():
+            pass
+        time.sleep(2)
+    time.sleep(random.uniform(0, 1))  # noqa: S311
     process.send_signal(number)
     out, errors = process.communicate(timeout=TIMEOUT)
     silent = moment == "before" and process.returncode == -number  # before the command began, or as it ended

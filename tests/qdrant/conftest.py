@@ -30,6 +30,7 @@ wire = importlib.util.module_from_spec(_spec)
 sys.modules["qdrant_wire"] = wire  # so that tests can import it
 _spec.loader.exec_module(wire)
 
+_NO_SERVER = "no real Qdrant: this runs where QDRANT_URL is set"
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "cyan", "magenta")
 Open = Callable[..., ImageStore]
 
@@ -77,13 +78,13 @@ def _real_server(stack: ExitStack) -> str:
     """Return the URL of a real Qdrant: QDRANT_URL, or a container."""
     if url := os.environ.get("QDRANT_URL"):
         return url
-    docker = pytest.importorskip("docker", reason="no real Qdrant: QDRANT_URL is not set, no docker SDK")
+    docker = pytest.importorskip("docker", reason=f"{_NO_SERVER}, no docker SDK")
     try:
         client = docker.from_env()
         image = "qdrant/qdrant"
         container = client.containers.run(image, detach=True, ports={"6333/tcp": 6333, "6334/tcp": 6334})
     except docker.errors.DockerException as error:
-        pytest.skip(f"no real Qdrant: QDRANT_URL is not set, docker cannot start one: {error}")
+        pytest.skip(f"{_NO_SERVER}, docker cannot start one: {error}")
     stack.callback(container.remove, force=True)
     return "http://localhost:6333"
 

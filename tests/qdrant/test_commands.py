@@ -23,17 +23,19 @@ from clip_embed.cli import main
 from clip_embed.testing import FakeModel
 from clip_embed_qdrant import ImageStore
 
+FAKES = {"fake": 16, "wide": 24}
+
 
 @pytest.fixture(autouse=True)
 def _fake_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the name "fake" open a FakeModel."""
+    """Let the names "fake" and "wide" open FakeModels of two spaces."""
     real = opening.open_model
     monkeypatch.setattr("clip_embed._embedder.check_model", lambda _: None)
     monkeypatch.setattr("clip_embed._embedder.check_model_precision", lambda *_: None)
     monkeypatch.setattr("clip_embed._embedder.model_precision", lambda *_: "fp32")
     monkeypatch.setattr(
         "clip_embed._embedder.open_model",
-        lambda source, *rest: FakeModel() if source == "fake" else real(source, *rest),
+        lambda source, *rest: FakeModel(FAKES[source]) if source in FAKES else real(source, *rest),
     )
 
 
@@ -116,6 +118,65 @@ def test_a_server_that_stops_is_exit_code_1(pictures: Path) -> None:
         assert "Run it again" in result.stderr
         found = run("search", wire.url, "red", "--collection", "photos", "-k", 1, "--json", "--model", "fake")
         assert json.loads(found.stdout)[0]["path"] == "red.png"
+
+
+def test_copy(pictures: Path, tmp_path: Path) -> None:
+    """All goes over, a second run skips it; a refused image and a server that stops are exit code 1."""
+    store = tmp_path / "s.clip"
+    run("ingest", pictures, "--to", store, "--model", "fake")
+    with serve() as wire:
+        to = ("--to", wire.url, "--collection", "photos")
+        wire.faults.append(Fault("full"))
+        stopped = run("copy", store, *to, "--json")
+        assert (stopped.exit_code, json.loads(stopped.stdout)["written"]) == (1, 0)
+        assert "free space on the server" in stopped.stderr
+        wire.faults[:] = [Fault("poison", poison="below/green.png")]
+        refused = run("copy", store, *to, "--failures", tmp_path / "f.parquet")
+        assert (refused.exit_code, "7 written, 1 failed" in refused.stdout) == (1, True)
+        assert pq.read_table(tmp_path / "f.parquet")["key"].to_pylist() == ["below/green.png"]
+        wire.faults.clear()
+        last = run("copy", store, *to)
+        assert (last.exit_code, "7 skipped, 1 written, 0 failed" in last.stdout) == (0, True), last.output
+        found = run("search", wire.url, "green", "--collection", "photos", "-k", 1, "--json")
+        assert json.loads(found.stdout)[0]["path"] == "below/green.png"
+    assert run("copy", store, "--to", "http://127.0.0.1:1").exit_code == 2
+
+
+def test_migrate(pictures: Path, tmp_path: Path) -> None:
+    """run, compare, switch and back, drop; each says what it did, and what is to be done first."""
+    store = tmp_path / "s.clip"
+    run("ingest", pictures, "--to", store, "--model", "fake")
+    assert "is not being migrated" in run("migrate", "compare", store).stderr
+    assert run("migrate", "run", store, pictures, "--model", "fake").exit_code == 2
+    Image.new("RGB", (6, 4), "pink").save(pictures / "pink.png")
+    first = run("migrate", "run", store, pictures, "--model", "wide")
+    assert (first.exit_code, "8 written, 1 failed" in first.stdout) == (1, True), first.output
+    assert "ingest it first" in first.stderr
+    (pictures / "pink.png").unlink()
+    again = run("migrate", "run", store, pictures, "--json")
+    assert (again.exit_code, json.loads(again.stdout)["skipped"]) == (0, 8)
+    compared = run("migrate", "compare", store, "red", "-k", "3")
+    assert re.match(r"[01]\.\d\d  red\noverlap@3 [01]\.\d\d on 9 queries among 8 images", compared.stdout)
+    assert len(json.loads(run("migrate", "compare", store, "--json").stdout)["overlaps"]) == 8
+    assert "answers with wide now" in run("migrate", "switch", store).stdout
+    status = json.loads(run("status", store, "--json").stdout)
+    assert (status["model"], status["beside"], status["points_beside"]) == ("wide", "fake", 8)
+    assert run("migrate", "drop", store, stdin="n\n").exit_code == 1
+    assert "Removed 8 vectors of fake" in run("migrate", "drop", store, "--yes").stdout
+    found = run("search", store, "red", "-k", "1", "--json")
+    assert json.loads(found.stdout)[0]["path"] == "red.png"
+    assert "is not being migrated" in run("migrate", "switch", store).stderr
+
+
+def test_link_duplicates(pictures: Path, tmp_path: Path) -> None:
+    """Copies are counted, and the hit names them."""
+    (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
+    store = tmp_path / "s.clip"
+    result = run("ingest", pictures, "--to", store, "--model", "fake", "--link-duplicates", "--json")
+    facts = json.loads(result.stdout)
+    assert (facts["written"], facts["embedded"], facts["linked"]) == (9, 8, 1)
+    hit = json.loads(run("search", store, "red", "-k", 1, "--json").stdout)[0]
+    assert {hit["path"], *hit["duplicates"]} == {"red.png", "copy.png"}
 
 
 SLOW = """

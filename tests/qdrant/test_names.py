@@ -15,6 +15,7 @@ from clip_embed_qdrant._entries import normal_key, point_id
 def test_public_names() -> None:
     """`__all__` is sorted and pinned; the errors are those of the library's tree."""
     assert clip_embed_qdrant.__all__ == [
+        "Comparison",
         "Failures",
         "Hit",
         "Hits",
@@ -22,6 +23,7 @@ def test_public_names() -> None:
         "IngestFailure",
         "IngestReport",
         "IngestStopped",
+        "Migration",
         "Status",
         "StoreError",
         "StoreLocked",

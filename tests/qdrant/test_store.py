@@ -13,7 +13,7 @@ from qdrant_wire import serve
 
 from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed.testing import FakeModel
-from clip_embed_qdrant import ImageStore, StoreError
+from clip_embed_qdrant import ImageStore, IngestReport, StoreError
 
 Open = Callable[..., ImageStore]
 
@@ -238,16 +238,23 @@ def test_machines_share_a_source(open_store: Open, pictures: Path, embedder: Cli
         store.ingest(pictures, shard=(3, 3))
 
 
+def interrupted(report: IngestReport) -> None:
+    """Stop a job when it has begun."""
+    if not report.written:
+        raise KeyboardInterrupt
+
+
 def test_a_copy_on_a_server(
     open_store: Open, pictures: Path, embedder: ClipEmbedder, fake: FakeModel
 ) -> None:
-    """All points with vectors and payload, nothing embedded; a second copy skips all, a change goes over."""
+    """All points, nothing embedded; what was under way at an interrupt is there, a change goes over."""
     store = open_store(embedder)
     store.ingest(pictures)
     calls = len(fake.calls[0])
     with serve() as wire:
         to = {"url": wire.url, "collection": "copied", "grpc_port": wire.grpc_port}
-        assert store.copy_to(**to).written == 8
+        with pytest.raises(KeyboardInterrupt):
+            store.copy_to(**to, progress=interrupted)
         assert store.copy_to(**to).skipped == 8
         with ImageStore(wire.url, collection="copied", grpc_port=wire.grpc_port, embedder=embedder) as copied:
             assert copied.ingest(pictures).skipped == 8

@@ -143,6 +143,43 @@ class _Points(_Answers, points_grpc.PointsServicer):
             return pb.PointsOperationResponse(result=late)
         return pb.PointsOperationResponse(result=_COMPLETED)
 
+    def UpdateVectors(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
+        points = [GrpcToRest.convert_point_vectors(point) for point in request.points]
+        self.enter("vectors", context)
+        try:
+            with self.wire.turn:
+                self.wire.engine.update_vectors(request.collection_name, points)
+        except KeyError as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: No point with id {error} found")
+        return pb.PointsOperationResponse(result=_COMPLETED)
+
+    def DeleteVectors(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
+        self.enter("remove vectors", context)
+        ids = [GrpcToRest.convert_point_id(each) for each in request.points_selector.points.ids]
+        chosen = models.PointIdsList(points=ids)
+        with self.wire.turn:
+            self.wire.engine.delete_vectors(request.collection_name, list(request.vectors.names), chosen)
+        return pb.PointsOperationResponse(result=_COMPLETED)
+
+    def CreateVectorName(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
+        self.enter("add vector", context)
+        dense = models.DenseVectorConfig(
+            size=request.dense_config.size,
+            distance=GrpcToRest.convert_distance(request.dense_config.distance),
+            datatype=GrpcToRest.convert_datatype(request.dense_config.datatype),
+        )
+        with self.wire.turn:
+            self.wire.engine.create_vector_name(
+                request.collection_name, request.vector_name, models.DenseVectorNameConfig(dense=dense)
+            )
+        return pb.PointsOperationResponse(result=_COMPLETED)
+
+    def DeleteVectorName(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
+        self.enter("drop vector", context)
+        with self.wire.turn:
+            self.wire.engine.delete_vector_name(request.collection_name, request.vector_name)
+        return pb.PointsOperationResponse(result=_COMPLETED)
+
     def Delete(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
         self.enter("delete", context)
         ids = [GrpcToRest.convert_point_id(each) for each in request.points.points.ids]
@@ -177,6 +214,7 @@ class _Points(_Answers, points_grpc.PointsServicer):
         with self.wire.turn:
             records, offset = self.wire.engine.scroll(
                 request.collection_name,
+                GrpcToRest.convert_filter(request.filter) if request.HasField("filter") else None,
                 limit=request.limit,
                 offset=GrpcToRest.convert_point_id(request.offset) if request.HasField("offset") else None,
                 with_payload=GrpcToRest.convert_with_payload_interface(request.with_payload),
@@ -238,6 +276,9 @@ class _Http(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         self._answer("PATCH")
 
+    def do_DELETE(self) -> None:
+        self._answer("DELETE")
+
     def _answer(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.urlparse(self.path).path
@@ -246,11 +287,16 @@ class _Http(BaseHTTPRequestHandler):
             return self._send(404, {"status": {"error": "Not found"}})
         try:
             self._do(method, urllib.parse.unquote(found[1]), found[2] or "", json.loads(body or b"{}"))
+        except KeyError as error:
+            self._send(404, {"status": {"error": f"Not found: No point with id {error} found"}})
         except ValueError as error:
             self._send(404 if "not found" in str(error) else 400, {"status": {"error": str(error)}})
 
     def _do(self, method: str, name: str, path: str, body: dict[str, Any]) -> None:
         wire = self.server.wire
+        if path.startswith("/vectors/"):
+            body["vector_name"] = urllib.parse.unquote(path.removeprefix("/vectors/"))
+            path = "/vectors"
         operation, points = _OPERATIONS[method, path], None
         if operation == "upsert":
             given = models.PointsBatch(**body).batch if "batch" in body else models.PointsList(**body).points
@@ -336,10 +382,32 @@ def _delete(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
     return {"operation_id": 0, "status": "completed"}
 
 
+def _vectors(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
+    engine.update_vectors(name, models.UpdateVectors(**body).points)
+    return {"operation_id": 0, "status": "completed"}
+
+
+def _remove_vectors(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
+    wanted = models.DeleteVectors(**body)
+    engine.delete_vectors(name, wanted.vector, models.PointIdsList(points=wanted.points or []))
+    return {"operation_id": 0, "status": "completed"}
+
+
+def _add_vector(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
+    engine.create_vector_name(name, body.pop("vector_name"), models.DenseVectorNameConfig(**body))
+    return {"operation_id": 0, "status": "completed"}
+
+
+def _drop_vector(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
+    engine.delete_vector_name(name, body["vector_name"])
+    return {"operation_id": 0, "status": "completed"}
+
+
 def _scroll(engine: QdrantClient, name: str, body: dict[str, Any]) -> object:
     wanted = models.ScrollRequest(**body)
     found, offset = engine.scroll(
         name,
+        wanted.filter,
         limit=wanted.limit or 10,
         offset=wanted.offset,
         with_payload=wanted.with_payload,
@@ -365,6 +433,10 @@ _OPERATIONS = {
     ("PUT", "/points"): "upsert",
     ("POST", "/points"): "retrieve",
     ("POST", "/points/delete"): "delete",
+    ("PUT", "/points/vectors"): "vectors",
+    ("POST", "/points/vectors/delete"): "remove vectors",
+    ("PUT", "/vectors"): "add vector",
+    ("DELETE", "/vectors"): "drop vector",
     ("POST", "/points/scroll"): "scroll",
     ("POST", "/points/query"): "query",
     ("POST", "/points/count"): "count",
@@ -377,6 +449,10 @@ _ACTIONS = {
     "index": lambda *_: {"operation_id": 0, "status": "completed"},
     "retrieve": _retrieve,
     "delete": _delete,
+    "vectors": _vectors,
+    "remove vectors": _remove_vectors,
+    "add vector": _add_vector,
+    "drop vector": _drop_vector,
     "scroll": _scroll,
     "query": _query,
     "count": _count,

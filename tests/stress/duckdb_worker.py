@@ -39,6 +39,7 @@ _EXPECTED = (
     "was unregistered in this database",
     "call clip_embed_duckdb.register(con) again",
     "Function with name clip_",  # … does not exist: unregistered by another thread
+    "Function with name _clip_query",
     "Conflict on update",
     "write-write conflict",
     "Transaction conflict",

@@ -9,12 +9,14 @@ from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed_qdrant import (
+    Comparison,
     Failures,
     Hit,
     Hits,
     ImageStore,
     IngestFailure,
     IngestReport,
+    Migration,
     Status,
     Verification,
 )
@@ -37,6 +39,16 @@ with ImageStore("photos.clip") as store:
     assert_type(store.verify("photos/"), Verification)
     assert_type(store.prune("photos/"), int)
     assert_type(store.copy_to("http://localhost:6333", "photos"), IngestReport)
+    assert_type(store.ingest("photos/", on_duplicate="link").linked, int)
+    assert_type(store.search(text="red car")[0].duplicates, tuple[str, ...])
+    migration = store.migration(clip)
+    assert_type(migration, Migration)
+    assert_type(migration.run("photos/", etag="sha256", progress=print), IngestReport)
+    assert_type(migration.compare(["red car"], k=5), Comparison)
+    assert_type(migration.compare().mean, float)
+    assert_type(migration.missing(), int)
+    migration.switch(partial=True)
+    migration.drop()
     store.optimize()
     store.search("red car")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     store.ingest("photos/", etag="md5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

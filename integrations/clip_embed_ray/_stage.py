@@ -1,0 +1,112 @@
+"""A stage of actors: each keeps its model, takes Arrow tables and gives Arrow tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from clip_embed import ClipEmbedder
+from clip_embed._default import default_embedder
+from clip_embed._types import Model
+
+AnyModel: TypeAlias = str | Path | Model | ClipEmbedder | None
+Work: TypeAlias = Callable[[pa.Table], Iterator[pa.Table]]
+
+ROWS = 256  # in one piece of work: small enough to be shared out evenly, and to be lost
+_CORES = 4  # of an actor on a large machine: a model for each core would fill its memory
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """How many actors there are, and what each has; None where the cluster is to decide."""
+
+    concurrency: int | tuple[int, int] | None
+    num_cpus: float | None
+    num_gpus: float | None
+
+    def run(
+        self, dataset: Dataset, column: str, embedder: ClipEmbedder, begin: Callable[[ClipEmbedder], Work]
+    ) -> Dataset:
+        """Return the dataset of what the actors make of the tables in which `column` holds images.
+
+        Each actor calls `begin` once, with the embedder as its own process has it.
+        """
+        if not ray.is_initialized():
+            cast("Any", ray).init()
+        cpus, gpus = self._resources()
+        # The stage travels as a class: arguments of an actor are lost with the node that holds them.
+        stage: Dataset = cast("Any", _in_pieces(dataset, column)).map_batches(
+            _stage(embedder, begin, max(1, int(cpus))),
+            batch_format="pyarrow",
+            batch_size=None,  # a block as it is: Ray bounds it in bytes
+            compute=self._pool(),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        return stage
+
+    def _resources(self) -> tuple[float, float]:
+        """Return the CPUs and GPUs of one actor."""
+        nodes = [node["Resources"] for node in cast("Any", ray).nodes() if node["Alive"]]
+        gpus = self.num_gpus
+        if gpus is None:
+            gpus = 1 if any(node.get("GPU") for node in nodes) else 0
+        if self.num_cpus is not None:
+            return self.num_cpus, gpus
+        if gpus:  # its share of the cores of its node, less one for what else Ray does
+            shares = [node["CPU"] * gpus / node["GPU"] for node in nodes if node.get("GPU")]
+            return max(1, int(min(shares, default=2)) - 1), gpus
+        cores = max((node.get("CPU", 1) for node in nodes), default=1)
+        return (_CORES if cores >= 2 * _CORES else 1), gpus
+
+    def _pool(self) -> ActorPoolStrategy:
+        """Begin with one actor: a pool that takes all cores at once leaves none to read with, for good."""
+        fewest, most = self.concurrency if isinstance(self.concurrency, tuple) else (1, self.concurrency)
+        return ActorPoolStrategy(min_size=fewest, max_size=most)
+
+
+def the_embedder(model: AnyModel) -> ClipEmbedder:
+    """Return the embedder of a model; None is the default one."""
+    if model is None:
+        return default_embedder()
+    return model if isinstance(model, ClipEmbedder) else ClipEmbedder(model)
+
+
+def require(names: list[str], columns: list[str]) -> None:
+    """Raise ValueError where one of the columns is not there."""
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(names)}")
+
+
+def _in_pieces(dataset: Dataset, column: str) -> Dataset:
+    """Split long lists of paths, which Ray takes for little work; images by value come in small blocks."""
+    schema: Any = dataset.schema(fetch_if_missing=False)
+    if schema is None:
+        return dataset
+    require(schema.names, [column])
+    kind = schema.types[schema.names.index(column)]
+    if isinstance(kind, pa.DataType) and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return dataset.repartition(target_num_rows_per_block=ROWS)
+    return dataset
+
+
+def _stage(embedder: ClipEmbedder, begin: Callable[[ClipEmbedder], Work], threads: int) -> type:
+    settings = embedder.settings
+    if settings.workers == "auto":
+        settings = settings._replace(workers=threads)
+
+    class Stage:
+        def __init__(self) -> None:
+            self._work = begin(ClipEmbedder(**settings._asdict()))
+
+        def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+            for start in range(0, max(1, table.num_rows), ROWS):
+                yield from self._work(table.slice(start, ROWS))
+
+    return Stage
