@@ -1,7 +1,7 @@
 """That training raises recall@1 on held-out pairs, and that it does not where captions are shuffled.
 
     pip install '.[train]'
-    python benchmarks/training.py --cache DIR [--epochs 15]
+    python benchmarks/training.py --cache DIR [--epochs 80]
 
 Pairs are drawings of emoji and their Unicode names. A small CLIP of random weights, which knows nothing and
 needs no download, learns those of two vendors (Noto, Apache-2.0; Twemoji, CC-BY 4.0) and is judged by those
@@ -93,7 +93,7 @@ def main() -> None:
     """Print both results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=80)
     options = parser.parse_args()
     fetch(options.cache)
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,7 @@ def main() -> None:
                 epochs=options.epochs,
                 batch_size=128,
                 chunk_size=64,
-                learning_rate=5e-4,
+                learning_rate=1e-3,
                 patience=options.epochs,
                 progress=lambda epoch, recall: print(f"  epoch {epoch}: {recall:.1%}", flush=True),
             )

@@ -184,7 +184,7 @@ def visual_search(clip: ClipEmbedder, vectors: Floats) -> Section:
     spread = diverse(clip, vectors, 6)
     rows = [
         row("like car_red_saloon", car),
-        row("… and twice “a bicycle”", np.concatenate([car, clip.embed_texts(["a bicycle"] * 2)])),
+        row("… unlike “something red”", car, unlike=clip.embed_texts(["something red"])),
         row("… diversity=0.3", car, diversity=0.3),
         ("diverse(…, 6)", shown(spread.indices.tolist(), lambda rank: "")),
     ]

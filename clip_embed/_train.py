@@ -92,7 +92,8 @@ def train(
         _open(path, rules)
     used = resolve_device(device)
     student = _student(libraries, folder, used)
-    recall = _make_evaluator(libraries, judged, rules, ClipEmbedder(folder, cache=None), progress)
+    kind: Any = type("Recall", (_Recall, libraries["evaluator"]), {})  # the trainer asks for its base
+    recall = kind(judged, rules, ClipEmbedder(folder, cache=None), progress)
     before = float(recall(student)[_METRIC])
     with tempfile.TemporaryDirectory(prefix="clip-embed-train-") as scratch:
         trainer = libraries["trainer"](
@@ -229,35 +230,32 @@ def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], policy: I
     return libraries["dataset"].from_dict(rows).with_transform(read)
 
 
-def _make_evaluator(
-    libraries: dict[str, Any],
-    pairs: list[tuple[Path, str]],
-    policy: ImagePolicy,
-    embedder: ClipEmbedder,
-    progress: Callable[[int, float], object] | None,
-) -> Any:  # noqa: ANN401 - a SentenceEvaluator
-    """Return what measures recall@1 of held-out pairs, mean of both directions, and remembers it."""
-    evaluator: Any = libraries["evaluator"]
+class _Recall:
+    """Measures recall@1 of held-out pairs, mean of both directions, and remembers it."""
 
-    class Recall(evaluator):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()  # pyright: ignore[reportUnknownMemberType]
-            self.primary_metric = _METRIC
-            self.history: list[float] = []
+    def __init__(
+        self,
+        pairs: list[tuple[Path, str]],
+        policy: ImagePolicy,
+        embedder: ClipEmbedder,
+        progress: Callable[[int, float], object] | None,
+    ) -> None:
+        super().__init__()
+        self.primary_metric = _METRIC
+        self.history: list[float] = []
+        self._pairs, self._policy, self._embedder, self._progress = pairs, policy, embedder, progress
 
-        def __call__(self, model: Any, *_: object, **__: object) -> dict[str, float]:  # noqa: ANN401
-            rows = [self._rows(model, start) for start in range(0, len(pairs), _JUDGED)]
-            images, captions = (np.concatenate(part).astype(np.float32) for part in zip(*rows, strict=True))
-            found = evaluate_retrieval(embedder, images, captions)
-            self.history.append((found.text_to_image(1) + found.image_to_text(1)) / 2)
-            if progress is not None:
-                progress(len(self.history) - 1, self.history[-1])
-            return {_METRIC: self.history[-1]}
+    def __call__(self, model: Any, *_: object, **__: object) -> dict[str, float]:  # noqa: ANN401
+        rows = [self._rows(model, start) for start in range(0, len(self._pairs), _JUDGED)]
+        images, captions = (np.concatenate(part).astype(np.float32) for part in zip(*rows, strict=True))
+        found = evaluate_retrieval(self._embedder, images, captions)
+        self.history.append((found.text_to_image(1) + found.image_to_text(1)) / 2)
+        if self._progress is not None:
+            self._progress(len(self.history) - 1, self.history[-1])
+        return {_METRIC: self.history[-1]}
 
-        def _rows(self, model: Any, start: int) -> tuple[Float32, Float32]:  # noqa: ANN401
-            part = pairs[start : start + _JUDGED]
-            images = [_open(path, policy) for path, _ in part]
-            texts = [{"text": caption} for _, caption in part]
-            return model.encode(images, show_progress_bar=False), model.encode(texts, show_progress_bar=False)
-
-    return Recall()
+    def _rows(self, model: Any, start: int) -> tuple[Float32, Float32]:  # noqa: ANN401
+        part = self._pairs[start : start + _JUDGED]
+        images = [_open(path, self._policy) for path, _ in part]
+        texts = [{"text": caption} for _, caption in part]
+        return model.encode(images, show_progress_bar=False), model.encode(texts, show_progress_bar=False)
