@@ -108,6 +108,11 @@ def test_the_notebook_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     found["album"].cleanup()
 
 
+def _is_gone(output: Any) -> bool:  # noqa: ANN401 - a node of the notebook
+    """Whether this is where a progress bar was, on a machine slow enough for one."""
+    return output["output_type"] == "display_data" and output["data"].get("text/html") == ""
+
+
 def test_the_notebook_in_a_kernel() -> None:
     """It runs as Jupyter runs it, and each cell shows what the committed one shows."""
     nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel: the env hosts has them")
@@ -117,8 +122,10 @@ def test_the_notebook_in_a_kernel() -> None:
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for new, committed in zip(ran, code_cells(), strict=True):
-        kinds = [each["output_type"] for each in new.outputs if each.get("name") != "stderr"]
-        assert kinds == [each["output_type"] for each in committed["outputs"]]
+        shown = [each for each in new.outputs if each.get("name") != "stderr" and not _is_gone(each)]
+        assert [each["output_type"] for each in shown] == [
+            each["output_type"] for each in committed["outputs"]
+        ]
 
 
 def test_the_notebook_is_small() -> None:

@@ -165,6 +165,7 @@ def test_ctrl_c_while_another_thread_has_the_model() -> None:
     def interrupt() -> None:
         while len(waiting) < 2:
             time.sleep(0.001)
+        time.sleep(0.5)  # from being listed to waiting; in the moment between Python misses a signal
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with ThreadPoolExecutor(2) as pool:
