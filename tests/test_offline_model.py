@@ -240,7 +240,8 @@ def test_class_name_finds_class() -> None:
     labels = {1: "goldfish", 281: "tabby cat", 817: "sports car", 954: "banana"}
     logits = np.zeros((len(labels), 1000), dtype=np.float32)
     logits[np.arange(len(labels)), list(labels)] = 20
-    towers = ImageFeatures(np.zeros((4, 1280), np.float32), logits, np.ones((4, 9, 9), np.float32))
+    nothing = np.zeros((4, 1280), np.float32)
+    towers = ImageFeatures(nothing, nothing, logits, np.ones((4, 9, 9), np.float32))
     heads = ConseHeads()
     scores = cosine(heads.image(towers), heads.text(TextTower("cpu")(list(labels.values()))))
     np.testing.assert_array_equal(scores.argmax(axis=1), np.arange(4))

@@ -20,7 +20,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from emoji_sources import OBJECTS, fetch
+from emoji_sources import OBJECTS
 from recoloured_renders import scenes
 
 from clip_embed._types import Float32
@@ -189,7 +189,6 @@ def average_precision(scores: Float32, relevant: npt.NDArray[np.bool_]) -> float
 def main(cache: Path) -> None:
     """Print the measures of every form and weight."""
     torch.set_num_threads(1)
-    fetch(cache)
     pictures, texts, heads = look(cache), TextTower("cpu"), ConseHeads()
     print(LEGEND)
     for title, vendors in (("selection", SELECTION), ("held out", HELD_OUT)):

@@ -1,6 +1,6 @@
 """Where the pictures for choosing the colour part come from.
 
-Fetched by npm and pip into a cache folder: `@lobehub/fluent-emoji-3d` (MIT), `emoji-datasource-google`
+`packages` fetches them: `@lobehub/fluent-emoji-3d` (MIT), `emoji-datasource-google`
 (Noto, Apache-2.0), `emoji-datasource-twitter` (Twemoji, CC-BY 4.0), scikit-image's sample photos (CC0 or
 public domain), and matplotlib's copy of the XKCD colour survey (CC0), which says what people call red
 without asking the model.
@@ -9,28 +9,24 @@ without asking the model.
 from __future__ import annotations
 
 import ast
-import io
 import re
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from packages import fetch
 from PIL import Image
 
 from clip_embed.offline._colour_words import COLOUR_TERMS
 
 VENDORS = {
-    "fluent": ("@lobehub/fluent-emoji-3d@1.1.0", "package/assets/{}.webp"),
-    "google": ("emoji-datasource-google@16.0.0", "package/img/google/64/{}.png"),
-    "twitter": ("emoji-datasource-twitter@16.0.0", "package/img/twitter/64/{}.png"),
+    "fluent": "package/assets/{}.webp",
+    "google": "package/img/google/64/{}.png",
+    "twitter": "package/img/twitter/64/{}.png",
 }
-"""Vendor -> npm package, and where in it the drawing of a code point is."""
-WHEELS = ("scikit-image==0.26.0", "matplotlib==3.11.2")
+"""Vendor, as `packages` names it -> where in its package the drawing of a code point is."""
+TEXTURES = ("brick.png", "grass.png", "gravel.png")
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
 SHADES = {
     "black": ["#000000", "#141416", "#1e1c1c", "#0f1219"],
@@ -62,42 +58,25 @@ OTHERS = [
 """Code points of the plants, foods and animals that are mixed in with their own colours."""
 
 
-def fetch(folder: Path) -> None:
-    """Download and unpack what is not in the folder yet."""
-    for vendor, (package, _) in VENDORS.items():
-        if not (folder / vendor).exists():
-            with tempfile.TemporaryDirectory() as download:
-                subprocess.run(["npm", "pack", package], cwd=download, check=True, capture_output=True)
-                with tarfile.open(next(Path(download).glob("*.tgz"))) as archive:
-                    archive.extractall(folder / vendor, filter="data")
-    for wheel in WHEELS:
-        name, release = wheel.replace("-", "_").split("==")
-        if not list(folder.glob(f"{name}-{release}-*.whl")):
-            options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-            subprocess.run([sys.executable, "-m", "pip", "download", *options, wheel], check=True)
-
-
 def drawing(folder: Path, vendor: str, point: str) -> Image.Image | None:
     """RGBA, cut to what is not transparent; None where the vendor has no emoji of this code point."""
-    _, pattern = VENDORS[vendor]
     for stem in (point, f"{point}-fe0f"):
-        path = folder / vendor / pattern.format(stem)
+        path = fetch(vendor, folder) / VENDORS[vendor].format(stem)
         if path.exists():
             whole = Image.open(path).convert("RGBA")
             return whole.crop(whole.getbbox())
     return None
 
 
-def photos(folder: Path) -> list[Image.Image]:
-    """The sample photos that backgrounds are cut from, RGB."""
-    with zipfile.ZipFile(_wheel(folder, "scikit_image")) as wheel:
-        return [Image.open(io.BytesIO(wheel.read(f"skimage/data/{name}"))).convert("RGB") for name in PHOTOS]
+def photos(folder: Path, names: Sequence[str] = PHOTOS) -> list[Image.Image]:
+    """Sample photos that backgrounds are cut from, RGB."""
+    data = fetch("scikit-image", folder) / "skimage" / "data"
+    return [Image.open(data / name).convert("RGB") for name in names]
 
 
 def reference_colours(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
     """Term -> (k, 3) sRGB of the surveyed colours whose name ends in the term and mixes no other one in."""
-    with zipfile.ZipFile(_wheel(folder, "matplotlib")) as wheel:
-        module = ast.parse(wheel.read("matplotlib/_color_data.py"))
+    module = ast.parse((fetch("matplotlib", folder) / "matplotlib" / "_color_data.py").read_bytes())
     survey = next(
         ast.literal_eval(node.value)
         for node in module.body
@@ -113,7 +92,3 @@ def reference_colours(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
         term: np.array([list(bytes.fromhex(code[1:])) for code in found], dtype=np.uint8)
         for term, found in codes.items()
     }
-
-
-def _wheel(folder: Path, name: str) -> Path:
-    return next(folder.glob(f"{name}-*.whl"))

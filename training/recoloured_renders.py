@@ -40,13 +40,13 @@ def scenes(folder: Path, seed: int = 0) -> Iterator[Scene]:
         for name, point in _object_points():
             for variants in _recolours(drawing(folder, vendor, point), reference, random):
                 for kind in GROUNDS:
-                    pixels = _composed(variants, _ground(kind, samples, random), random)
+                    pixels = composed(variants, ground(kind, samples, random), random)
                     yield Scene(vendor, name, tuple(range(len(COLOUR_TERMS))), pixels)
         for number in sorted(set(OTHERS) - {int(point, 16) for _, point in _object_points()}):
             other = drawing(folder, vendor, f"{number:x}")
             if other is not None:
-                ground = _ground(GROUNDS[random.integers(len(GROUNDS))], samples, random)
-                yield Scene(vendor, "", (-1,), _composed([other], ground, random))
+                backdrop = ground(GROUNDS[random.integers(len(GROUNDS))], samples, random)
+                yield Scene(vendor, "", (-1,), composed([other], backdrop, random))
 
 
 def _object_points() -> list[tuple[str, str]]:
@@ -98,8 +98,8 @@ def _from_oklab(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     return rgb
 
 
-def _composed(
-    drawings: list[Image.Image], ground: Image.Image, random: np.random.Generator
+def composed(
+    drawings: list[Image.Image], backdrop: Image.Image, random: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     """The drawings, all at one random place and size, each on the ground: (k, 260, 260, 3)."""
     size = np.array(drawings[0].size) * SIDE * random.uniform(0.45, 0.9) / max(drawings[0].size)
@@ -107,13 +107,13 @@ def _composed(
     place = int(random.integers(SIDE - width + 1)), int(random.integers(SIDE - height + 1))
     pictures: list[npt.NDArray[np.uint8]] = []
     for original in drawings:
-        picture = ground.convert("RGBA")
+        picture = backdrop.convert("RGBA")
         picture.alpha_composite(original.resize((width, height), Image.Resampling.BICUBIC), place)
         pictures.append(np.asarray(picture.convert("RGB")))
     return np.stack(pictures)
 
 
-def _ground(kind: str, photos: list[Image.Image], random: np.random.Generator) -> Image.Image:
+def ground(kind: str, photos: list[Image.Image], random: np.random.Generator) -> Image.Image:
     """A background: one colour, a drawn sky over a grainy floor, or a blurred piece of a photo."""
     if kind == "plain":
         tone = (

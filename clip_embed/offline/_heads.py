@@ -1,19 +1,25 @@
-"""From what the frozen towers give to the meaning part of the vectors: 384 numbers, no training.
+"""From what the frozen towers give to the meaning part of the vectors: 384 numbers.
 
-This is the seam for trained heads: a replacement takes the same arguments and gives the same shapes.
+The untrained form (ConSE) also gives the topics that are multiplied with the colours; the trained head adds
+to an image's vector what else its features say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
-from clip_embed.offline._packages import CLASS_VECTORS
+from clip_embed.offline._packages import CLASS_VECTORS, TRAINED_HEAD
 from clip_embed.offline._towers import ImageFeatures
 
 CONSE_TEMPERATURE = 1.5
 CONSE_CLASSES = 50
+FEATURE_LENGTH = 8.0
+"""Length to which the image features are brought before the trained head reads them."""
 MEANING_DIM = 384
 TOPIC_DIM = 32
 
@@ -29,7 +35,7 @@ class ConseHeads:
         from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
         arrays = load_file(CLASS_VECTORS.checked_path())
-        self._class_vectors = arrays["class_vectors"].astype(np.float32)
+        self.class_vectors = arrays["class_vectors"].astype(np.float32)
         self._topic_centre = arrays["topic_centre"].astype(np.float32)
         self._topic_axes = arrays["topic_axes"].astype(np.float32)
 
@@ -39,7 +45,7 @@ class ConseHeads:
         weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         others = np.argpartition(weights, -CONSE_CLASSES, axis=1)[:, :-CONSE_CLASSES]
         np.put_along_axis(weights, others, 0, axis=1)
-        return unit_rows(weights @ self._class_vectors)
+        return unit_rows(weights @ self.class_vectors)
 
     def text(self, vectors: Float32) -> Float32:
         """float32 (m, 384) of the text tower -> float32 (m, 384), rows of unit length."""
@@ -52,3 +58,28 @@ class ConseHeads:
         spread: a coarse object kind, small enough to be multiplied with the colours.
         """
         return unit_rows((meanings - self._topic_centre) @ self._topic_axes)
+
+
+class TrainedHead:
+    """A small network on the image features: what it gives is added to an image's ConSE vector.
+
+    training/train.py makes it.
+    """
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        self._weights = {name: array.astype(np.float32) for name, array in arrays.items()}
+
+    @classmethod
+    def shipped(cls) -> TrainedHead:
+        """The head in the package; raises ModelUnsupported if the file was changed."""
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        return cls(load_file(TRAINED_HEAD.checked_path()))
+
+    def __call__(self, towers: ImageFeatures, conse: Float32) -> Float32:
+        """n images and their ConSE vectors (n, 384) -> float32 (n, 384), rows of unit length."""
+        weights = self._weights
+        seen = [FEATURE_LENGTH * unit_rows(part) for part in (towers.features, towers.focused)]
+        inputs = np.concatenate([*seen, conse], axis=1)
+        hidden = np.maximum(inputs @ weights["in.weight"].T + weights["in.bias"], 0)
+        return unit_rows(conse + hidden @ weights["out.weight"].T + weights["out.bias"])

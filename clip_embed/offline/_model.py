@@ -23,14 +23,16 @@ IMAGE_SPEC = ImageSpec(size=(_towers.IMAGE_SIZE, _towers.IMAGE_SIZE), pad=True)
 class _Loaded:
     images: _towers.ImageTower
     texts: _towers.TextTower
-    heads: _heads.ConseHeads
+    conse: _heads.ConseHeads
+    head: _heads.TrainedHead
 
 
 class OfflineModel:
     """Image and text vectors without a model hub: EfficientNet-Lite2, all-MiniLM-L6-v2 and colour shares.
 
-    Smaller and weaker than CLIP: it knows the 1,000 kinds of things of ImageNet and eleven colours
-    (MODEL_CARD.md says what it cannot see). Implements the `Model` protocol; the weights load on first use.
+    Smaller and weaker than CLIP: it knows the 1,000 kinds of things of ImageNet, some more from drawings, and
+    eleven colours (MODEL_CARD.md says what it cannot see). Implements the `Model` protocol; the weights load
+    on first use.
 
     Raises MissingExtra where a package of the extra `offline` is not installed.
     """
@@ -59,6 +61,7 @@ class OfflineModel:
             "pixels": [_towers.PIXEL_MEAN, _towers.PIXEL_SCALE, _towers.CAM_CLASSES],
             "tokens": _towers.TEXT_TOKENS,
             "conse": [_heads.CONSE_TEMPERATURE, _heads.CONSE_CLASSES],
+            "head": _heads.FEATURE_LENGTH,
             "colours": _colour.TYPICAL_COLOURS,
             "colour_naming": [_colour.LIGHTNESS_WEIGHT, _colour.NAME_WIDTH, _colour.GRID, _colour.LEVELS],
             "background_share": _colour.BACKGROUND_SHARE,
@@ -89,9 +92,9 @@ class OfflineModel:
             )
         parts = self._parts()
         seen = parts.images(pixels)
-        meanings = parts.heads.image(seen)
+        meanings = parts.head(seen, parts.conse.image(seen))
         colours = _colour.colour_parts(pixels, seen.activation)
-        return _vectors.image_vectors(meanings, parts.heads.topics(meanings), colours)
+        return _vectors.image_vectors(meanings, parts.conse.topics(meanings), colours)
 
     def embed_texts(self, texts: Sequence[str], /) -> Float32:
         """m texts -> float32 (m, 747), rows of unit length, in order.
@@ -100,14 +103,14 @@ class OfflineModel:
         """
         parts = self._parts()
         queries = [parse_colours(text) for text in texts]
-        meanings = parts.heads.text(parts.texts([query.rest for query in queries], shown=texts))
+        plain = parts.conse.text(parts.texts([query.rest for query in queries], shown=texts))
         colours = np.stack([query.colours for query in queries])
         names_object = [query.names_object for query in queries]
-        return _vectors.text_vectors(meanings, parts.heads.topics(meanings), colours, names_object)
+        return _vectors.text_vectors(plain, parts.conse.topics(plain), colours, names_object)
 
     def _parts(self) -> _Loaded:
         if self._loaded is None:
             device = resolve_device(self._device)
             images, texts = _towers.ImageTower(device), _towers.TextTower(device)
-            self._loaded = _Loaded(images, texts, _heads.ConseHeads())
+            self._loaded = _Loaded(images, texts, _heads.ConseHeads(), _heads.TrainedHead.shipped())
         return self._loaded

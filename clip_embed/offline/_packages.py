@@ -53,7 +53,12 @@ CLASS_VECTORS = PinnedFile(
     "offline/class_vectors.safetensors",
     "4eaba2451d8c4c547bf13eb920e5d006b64ce99d275a216c4bf9cd1e9723665e",
 )
-PINNED_FILES = (IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER, CLASS_VECTORS)
+TRAINED_HEAD = PinnedFile(
+    "clip_embed",
+    "offline/head.safetensors",
+    "e1a3bce9a541a6a5aae4ac8c0f4ec7896f53d8d63b3876a5874d7d9bfcd7b5cb",
+)
+PINNED_FILES = (IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER, CLASS_VECTORS, TRAINED_HEAD)
 
 
 def require_packages() -> None:
