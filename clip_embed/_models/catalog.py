@@ -32,7 +32,15 @@ class KnownModel:
 
 KNOWN_MODELS = (
     KnownModel(
-        "offline", "EfficientNet-Lite2 + MiniLM and a head of our own, no download", 747, 260, "Apache-2.0", None, None, None, None
+        "offline",
+        "EfficientNet-Lite2 + MiniLM and a head of our own, no download",
+        747,
+        260,
+        "Apache-2.0",
+        None,
+        None,
+        None,
+        None,
     ),
     KnownModel(
         "sentence-transformers/clip-ViT-B-32",
