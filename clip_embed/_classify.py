@@ -34,6 +34,13 @@ class Classification:
     there is a label for that (`other=`). With `multi=True` each is a probability for itself, against none.
     """
 
+    def __post_init__(self) -> None:
+        missing = np.isnan(self.probabilities).any(axis=1)
+        if missing.any():
+            raise ValueError(
+                f"the vector of image {int(missing.argmax())} has a NaN: leave out such rows first"
+            )
+
     @property
     def best(self) -> tuple[str, ...]:
         """(n,): the likeliest label of each image; of equals the first."""

@@ -14,7 +14,7 @@ from clip_embed._classify import sigmoid
 from clip_embed._embedder import ClipEmbedder, Images
 from clip_embed._evaluate import images_with_vectors
 from clip_embed._types import Float32
-from clip_embed._vectors import Vectors, given_vectors
+from clip_embed._vectors import Vectors, given_vectors, has_direction
 
 Bools = npt.NDArray[np.bool_]
 
@@ -118,6 +118,9 @@ class Decision:
     """For each category, between 0 and 1; empty for "unchecked"."""
 
 
+_NO_VECTOR = Decision("unchecked", "there is no vector: it has a NaN, or is all zeros", {})
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """A policy whose thresholds fit examples, and how well they do on them."""
@@ -156,7 +159,10 @@ def moderate(
     policy = policy or ModerationPolicy.starter()
     vectors, kept, failures = images_with_vectors(embedder, images)
     scores = _scores(embedder, vectors, policy)
-    found = {int(place): _decide(row, policy) for place, row in zip(kept, scores, strict=True)}
+    found = {
+        int(place): _decide(row, policy) if has_direction(vector) else _NO_VECTOR
+        for place, vector, row in zip(kept, vectors, scores, strict=True)
+    }
     found |= {failure.index: Decision("unchecked", failure.reason, {}) for failure in failures}
     return [found[place] for place in sorted(found)]
 
@@ -184,6 +190,8 @@ def calibrate(
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(wanted):
         raise ValueError(f"{len(vectors)} images need as many labels, not {len(wanted)}")
+    if not all(map(has_direction, vectors)):
+        raise ValueError("a vector has a NaN, or is all zeros: leave out such rows first")
     scores = _scores(embedder, vectors, policy)
     categories: list[Category] = []
     figures: dict[str, tuple[float, float, int]] = {}

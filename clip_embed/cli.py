@@ -20,6 +20,7 @@ from clip_embed._cli import moving
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
+from clip_embed._cli.moderate import MODERATION_COMMANDS
 from clip_embed._cli.signals import STOPPED, Stopped, orderly_end
 from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store_options
 from clip_embed._cli.table import format_table
@@ -275,7 +276,14 @@ def sql(
 
 
 main.add_command(models)
-for _command in (*COMMANDS, *moving.COMMANDS, *VISUAL_COMMANDS, *FEWSHOT_COMMANDS, train):
+for _command in (
+    *COMMANDS,
+    *moving.COMMANDS,
+    *VISUAL_COMMANDS,
+    *FEWSHOT_COMMANDS,
+    *MODERATION_COMMANDS,
+    train,
+):
     main.add_command(_command)
 
 

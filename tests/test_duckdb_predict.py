@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_embed import Classifier, ClipEmbedder, ClipEmbedError, fit
+from clip_embed import Category, Classifier, ClipEmbedder, ClipEmbedError, ModerationPolicy, fit, moderate
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import add_classifier, register
 
@@ -127,3 +127,35 @@ def test_files_are_read_only_where_duckdb_may(
     with pytest.raises(duckdb.Error, match=r"[Pp]ermission"):
         predict(con, str(file))
     assert predict(con, "warmth") == WANTED
+
+
+POLICY = ModerationPolicy((Category("warm", ("fire",), ("sea",)), Category("cold", ("sea",), ("fire",))))
+
+
+def test_decisions_by_a_policy(con: duckdb.DuckDBPyConnection, clip: ClipEmbedder, tmp_path: Path) -> None:
+    """By text, by file and by the starter's name: as in Python, 'unchecked' for a failure, NULL for NULL."""
+    file = tmp_path / "policy.json"
+    file.write_text(POLICY.to_json())
+    wanted = moderate(clip, [encoded(colour) for colour in COLOURS.values()], POLICY)
+    for name in (POLICY.to_json(), str(file)):
+        query = "SELECT clip_moderate(img, ?) FROM photos ORDER BY id"
+        *found, broken, missing = [row for (row,) in con.execute(query, [name]).fetchall()]
+        assert [row["verdict"] for row in found] == [each.verdict for each in wanted]
+        assert [row["reason"] for row in found] == [each.reason for each in wanted]
+        for row, each in zip(found, wanted, strict=True):
+            assert row["scores"] == pytest.approx(each.scores, abs=1e-6)
+        assert broken["verdict"] == "unchecked"
+        assert "cannot identify" in broken["reason"] or "not an image" in broken["reason"]
+        assert missing is None
+    ((starter,),) = con.sql("SELECT clip_moderate(img, 'starter').scores FROM photos WHERE id = 0").fetchall()
+    assert list(starter) == [each.name for each in ModerationPolicy.starter().categories]
+    assert con.sql("SELECT clip_moderate(img, NULL) FROM photos").fetchall() == [(None,)] * 6
+
+
+def test_a_policy_that_is_none(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    """The message says which file or text it was, and of which function."""
+    file = tmp_path / "policy.json"
+    file.write_text('[{"name": "x"}]')
+    for name, reason in ((str(file), "policy.json"), ("[1]", "no policy"), ("nowhere.json", "no policy")):
+        with pytest.raises(duckdb.Error, match=f"clip_moderate: .*{reason}"):
+            con.execute("SELECT clip_moderate(img, ?) FROM photos", [name]).fetchall()

@@ -22,6 +22,7 @@ NAMES = {
     "clip_label",
     "clip_labels",
     "clip_predict",
+    "clip_moderate",
     "clip_score",
     "clip_sim",
     "clip_text",

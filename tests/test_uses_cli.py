@@ -123,3 +123,41 @@ def test_search_says_whether_there_is_a_match(run, clip_folder: Path, tmp_path: 
     few = run("search", tmp_path / "few", "zzz", "--relevance")
     assert few.exit_code == 1
     assert "at least 10 images, not 1" in few.stderr
+
+
+def test_calibrate_fits_a_policy_and_moderate_lists_what_to_look_at(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Thresholds from a table of examples flag those examples; the broken photo is unchecked, not passed."""
+    policy, table, page = tmp_path / "policy.json", tmp_path / "labels.csv", tmp_path / "page.html"
+    starter = json.loads(run("moderate", "--print-policy").stdout)
+    starter[0]["name"] = "chosen"
+    policy.write_text(json.dumps(starter[:1]))
+    names = [path.name for path in photos()[:6]]
+    lines = [f"{'first' if place < 3 else 'second'}/{name}" for place, name in enumerate(names)]
+    table.write_text(
+        "file,label\n" + "".join(f"{line},{'chosen' * (not n)}\n" for n, line in enumerate(lines))
+    )
+    fitted = run("calibrate", album, "--policy", policy, "--labels", table, "-o", policy, "--json")
+    assert fitted.exit_code == 1  # the broken photo
+    (figures,) = json.loads(fitted.stdout)
+    assert (figures["category"], figures["examples"], figures["recall"]) == ("chosen", 1, 1)
+    assert json.loads(policy.read_text())[0]["threshold"] == figures["threshold"]
+    answer = run("moderate", album, "--policy", policy, "--html", page, "--json")
+    assert answer.exit_code == 1
+    verdicts = {row["path"]: row["verdict"] for row in json.loads(answer.stdout)}
+    assert verdicts[lines[0]] == verdicts["second/copy.jpg"] == "flag"
+    assert verdicts["broken.jpg"] == "unchecked"
+    assert page.read_text().count("<figure>") == list(verdicts.values()).count("flag")
+    shown = run("moderate", album, "--policy", policy)
+    assert lines[0] in shown.stdout
+    assert "of 7 photos flagged" in shown.stdout
+
+
+def test_moderation_says_what_is_wrong_with_its_files(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """A file that is no policy, a label that is no category, a table that lists none of the photos."""
+    policy, table = tmp_path / "policy.json", tmp_path / "labels.csv"
+    policy.write_text('{"no": "policy"}')
+    assert "this is no policy" in run("moderate", album, "--policy", policy).stderr
+    table.write_text(f"file,label\nfirst/{photos()[0].name},nonsense\n")
+    assert "no category" in run("calibrate", album, "--labels", table, "-o", policy).stderr
+    table.write_text("file,label\nelsewhere.jpg,weapon\n")
+    assert "is listed" in run("calibrate", album, "--labels", table, "-o", policy).stderr

@@ -59,7 +59,9 @@ def fit(
     embedder = ClipEmbedder(name)
     index = embed_folder(folder, name, embedder)
     known = (
-        _read_labels(table) if table else {path: path.split("/")[0] for path in index.paths if "/" in path}
+        {path: label for path, label in read_labels(table) if label}
+        if table
+        else {path: path.split("/")[0] for path in index.paths if "/" in path}
     )
     rows = [place for place, path in enumerate(index.paths) if path in known]
     labels = [known[index.paths[place]] for place in rows]
@@ -114,10 +116,10 @@ def predict(folder: Path, classifier: Path, model: str | None, as_json: bool) ->
 FEWSHOT_COMMANDS = (fit, predict)
 
 
-def _read_labels(table: Path) -> dict[str, str]:
-    """Return file -> label. Raises click's error where the columns are not there."""
+def read_labels(table: Path) -> list[tuple[str, str]]:
+    """Return (file, label) of each line. Raises click's error where the columns are not there."""
     with table.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         if not {"file", "label"} <= set(reader.fieldnames or ()):
             raise click.BadParameter(f"{table} needs the columns file and label", param_hint="--labels")
-        return {row["file"]: row["label"] for row in reader if row["label"]}
+        return [(row["file"], row["label"] or "") for row in reader]

@@ -67,7 +67,7 @@ def similar(
     else:
         click.echo(format_table(("score", "photo"), hits, widest=4096))
     title = " + ".join([*(path.name for path in examples), *texts]) or "Similar"
-    _write_page(page, title, folder, [(path, path, score) for score, path in hits], as_json)
+    write_page(page, title, folder, [(path, path, score) for score, path in hits], as_json)
     report_failures(index.failures)
 
 
@@ -108,14 +108,14 @@ def duplicates(folder: Path, threshold: float, page: Path | None, model: str | N
         err=as_json,
     )
     tiles = [(path, f"group {group}: {path}", score) for group, score, path in rows]
-    _write_page(page, "Photos that look alike", folder, tiles, as_json)
+    write_page(page, "Photos that look alike", folder, tiles, as_json)
     report_failures(index.failures)
 
 
 VISUAL_COMMANDS = (similar, duplicates)
 
 
-def _write_page(
+def write_page(
     page: Path | None, title: str, folder: Path, hits: list[tuple[str, str, float]], as_json: bool
 ) -> None:
     """Write a gallery of (path, name, score), where one is wanted."""

@@ -20,4 +20,4 @@ def add_classifier(con: duckdb.DuckDBPyConnection, name: str, classifier: Classi
     """
     if (slot := find_slot(con)) is None:
         raise ClipEmbedError("no embedder is registered: call clip_embed_duckdb.register(con) first")
-    slot.classifiers[name] = None, classifier
+    slot.named["classifier", name] = None, classifier

@@ -13,7 +13,7 @@ from clip_embed.arrow import vector_array
 from clip_embed.errors import ClipEmbedError
 from clip_embed_duckdb._columns import Column, Kind  # DuckDB evaluates the annotations: not only for typing
 from clip_embed_duckdb._embed import Call
-from clip_embed_duckdb._predict import predict
+from clip_embed_duckdb._predict import decide, predict
 from clip_embed_duckdb._slot import OnError, Slot
 from clip_embed_duckdb._stored import Bools, Float32, Vectors
 
@@ -47,6 +47,9 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
     def clip_predict(img: Column, classifier: Column) -> Column:
         return _run(slot, "clip_predict", predict, img, classifier)
 
+    def clip_moderate(img: Column, policy: Column) -> Column:
+        return _run(slot, "clip_moderate", decide, img, policy)
+
     def clip_error(img: Column) -> Column:
         return _run(slot, "clip_error", _error, img, on_error="null")
 
@@ -66,6 +69,10 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         "clip_label": (clip_label, "VARCHAR"),
         "clip_labels": (clip_labels, "STRUCT(label VARCHAR, probability FLOAT)[]"),
         "clip_predict": (clip_predict, "VARCHAR"),
+        "clip_moderate": (
+            clip_moderate,
+            "STRUCT(verdict VARCHAR, reason VARCHAR, scores MAP(VARCHAR, FLOAT))",
+        ),
         "clip_error": (clip_error, "VARCHAR"),
         "clip_embedding": (clip_embedding, f"STRUCT(vector {vector}, error VARCHAR)"),
         "_clip_query": (clip_query, vector),

@@ -1,36 +1,35 @@
-"""`clip_predict`: labels by a classifier that was learned from examples."""
+"""`clip_predict` and `clip_moderate`: labels learned from examples, and decisions by a policy."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import cast
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from clip_embed import Classifier
-from clip_embed.errors import ClipEmbedError, ImageError
-from clip_embed_duckdb._columns import Column, is_text, plain, sql_name
+from clip_embed import Classifier, Decision, ModerationPolicy, moderate
+from clip_embed.errors import ClipEmbedError
+from clip_embed_duckdb._columns import Column
 from clip_embed_duckdb._embed import Call
-from clip_embed_duckdb._files import FileReader
+from clip_embed_duckdb._named import find, rows_by_name
+
+_DECISION = pa.struct(
+    [
+        pa.field("verdict", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("scores", pa.map_(pa.string(), pa.float32())),
+    ]
+)
 
 
 def predict(call: Call, img: Column, name: Column) -> Column:
     """Return the likeliest label of each image, NULL for NULL and for an image that failed."""
-    name = plain(name)
-    if not (is_text(name.type) or pa.types.is_null(name.type)):
-        raise TypeError(
-            f"{call.name}: the classifier must be a VARCHAR (a name or a file), not {sql_name(name.type)}"
-        )
-    coded = name.cast(pa.string()).dictionary_encode()
-    codes = np.asarray(coded.indices.fill_null(-1))
-    names = cast("list[str]", coded.dictionary.to_pylist())
-    classifiers = [_find(call, each) for each in names]
+    wanted = rows_by_name(call, name, "classifier")
+    classifiers = [find(call, each, "classifier", Classifier, Classifier.from_bytes) for each, _ in wanted]
     images = call.images(img)
     units = images.units()
-    labels: list[str | None] = [None] * len(codes)
-    for code, (each, classifier) in enumerate(zip(names, classifiers, strict=True)):
-        rows = np.flatnonzero((codes == code) & images.valid)
+    labels: list[str | None] = [None] * len(img)
+    for (each, rows), classifier in zip(wanted, classifiers, strict=True):
+        rows = rows[images.valid[rows]]
         try:
             found = classifier.predict(call.state.load(), units[rows]).best
         except ClipEmbedError as error:
@@ -40,25 +39,41 @@ def predict(call: Call, img: Column, name: Column) -> Column:
     return pa.array(labels, pa.string())
 
 
-def _find(call: Call, name: str) -> Classifier:
-    """Return the classifier of a name, or that in a file, read through DuckDB where it has changed."""
-    known = call.slot.classifiers
-    stamp, classifier = known.get(name, (b"", None))
-    if stamp is None and classifier is not None:
-        return classifier
-    with closing(call.slot.open_connection()) as con:
-        reader = FileReader(con, call.slot.search_path, call.state.embedder.policy)
-        ((_, file),) = reader.find([name])
-        if not isinstance(file, ImageError):
-            if classifier is not None and stamp and file.stamp == stamp:
-                return classifier
-            ((_, content),) = reader.read([file])
-            if not isinstance(content, ImageError):
-                try:
-                    classifier = Classifier.from_bytes(content, name)
-                except ValueError as error:
-                    raise ValueError(f"{call.name}: {error}") from None
-                known[name] = file.stamp, classifier
-                return classifier
-            file = content
-    raise ClipEmbedError(f"{call.name}: there is no classifier {name!r}, and as a file: {file}")
+def decide(call: Call, img: Column, name: Column) -> Column:
+    """Return the decision on each image, NULL for NULL; one that failed is "unchecked", with the reason."""
+    wanted = [(_policy(call, each), rows) for each, rows in rows_by_name(call, name, "policy")]
+    images = call.images(img)
+    units = images.units()
+    decisions: list[dict[str, Any] | None] = [None] * len(img)
+    for policy, rows in wanted:
+        found = moderate(call.state.load(), units[rows[images.valid[rows]]], policy)
+        for row, decision in zip(rows[images.valid[rows]].tolist(), found, strict=True):
+            decisions[row] = _struct(decision)
+        for row in rows[~images.valid[rows]].tolist():
+            if row in images.reasons:
+                decisions[row] = _struct(Decision("unchecked", images.reasons[row], {}))
+    return pa.array(decisions, _DECISION)
+
+
+def _policy(call: Call, name: str) -> ModerationPolicy:
+    """Return the policy that a text is, or names."""
+    if name == "starter":
+        return ModerationPolicy.starter()
+    if name.lstrip().startswith("["):
+        try:
+            return ModerationPolicy.from_json(name)
+        except ValueError as error:
+            raise ValueError(f"{call.name}: {error}") from None
+    return find(call, name, "policy", ModerationPolicy, _read_policy)
+
+
+def _read_policy(content: bytes, name: str) -> ModerationPolicy:
+    try:
+        return ModerationPolicy.from_json(content.decode())
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from None
+
+
+def _struct(decision: Decision) -> dict[str, Any]:
+    scores = list(decision.scores.items())
+    return {"verdict": decision.verdict, "reason": decision.reason, "scores": scores}

@@ -49,6 +49,8 @@ def register(
       share an image among the labels given, one of none of them included.
     - `clip_predict(img, 'birds.classifier')` VARCHAR: the likeliest label by what `clip_embed.fit` has
       learned: the classifier's file, which DuckDB must be allowed to read, or its name of `add_classifier`.
+    - `clip_moderate(img, 'policy.json')` STRUCT(verdict VARCHAR, reason VARCHAR, scores MAP(VARCHAR, FLOAT)):
+      as `clip_embed.moderate`, by a policy's file, its JSON, or 'starter'. One that failed is 'unchecked'.
     - `clip_error(img)` VARCHAR: why an image failed, NULL if it did not; it never raises for one.
     - `clip_embedding(img)` STRUCT(vector FLOAT[d], error VARCHAR): both at once; it never raises either.
     - `FROM clip_search('photos', 'img', 'red car', k := 10)`: the best k rows of a table or view with

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import duckdb
 
-from clip_embed import Classifier, ClipEmbedder
+from clip_embed import ClipEmbedder
 from clip_embed._progress import Progress
 from clip_embed.errors import ClipEmbedError, ModelError
 from clip_embed_duckdb import _interrupts
@@ -66,7 +66,8 @@ class Slot:
         self.search_path = ""
         self.digests = Digests()
         self.progress = Progress(patience=_QUIET)
-        self.classifiers: dict[str, tuple[bytes | None, Classifier]] = {}  # with the stamp of a file
+        # (what it is, its name) -> the stamp of its file, None without one, and the thing itself
+        self.named: dict[tuple[str, str], tuple[bytes | None, object]] = {}
         self.callables: dict[str, Callable[..., Any]] = {}
         self.owner: Callable[[], duckdb.DuckDBPyConnection | None] = lambda: None
         # In order: the first one mostly outlives the others. Closing one closes its duplicates, too, and is

@@ -198,3 +198,11 @@ def test_the_report_says_what_hangs_on_the_phrasing() -> None:
 def test_a_real_models_temperature_is_read_without_a_warning(clip_folder: Path) -> None:
     """The scale that a CLIP has learned is a plain number: exp of its parameter."""
     assert ClipEmbedder(clip_folder, device="cpu").logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
+
+
+def test_a_vector_with_a_nan_gets_no_label() -> None:
+    """The row of an image that failed is named, not given the first label."""
+    clip = ClipEmbedder(FakeModel())
+    vectors = np.stack([np.eye(clip.dim)[0], np.full(clip.dim, np.nan)]).astype(np.float32)
+    with pytest.raises(ValueError, match="image 1 has a NaN"):
+        clip.classify(vectors, ["cat", "dog"])

@@ -141,3 +141,12 @@ def test_the_page_runs() -> None:
     fitted = namespace["fitted"]
     assert isinstance(fitted, Calibration)
     assert fitted.recall["vehicle"] > 0.5
+
+
+def test_a_row_without_a_vector_is_unchecked(clip: ClipEmbedder) -> None:
+    """NaN and zeros, which stand for images that failed, never pass; nor do they set thresholds."""
+    vectors = np.stack([np.full(3, np.nan), np.zeros(3), [1, 0, 0]]).astype(np.float32)
+    verdicts = [decision.verdict for decision in moderate(clip, vectors, POLICY)]
+    assert verdicts == ["unchecked", "unchecked", "flag"]
+    with pytest.raises(ValueError, match="leave out such rows"):
+        calibrate(clip, POLICY, vectors, ["", "", "hot"])
