@@ -73,8 +73,8 @@ def moderate(folder: Path, file: Path | None, page: Path | None, model: str | No
         key=lambda row: (-row[0], row[1]),
     )
     if as_json:
-        rows = [{"path": path, **asdict(decision)} for path, decision in [*decisions, *unchecked]]
-        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        verdicts = [{"path": path, **asdict(decision)} for path, decision in [*decisions, *unchecked]]
+        click.echo(json.dumps(verdicts, indent=1, ensure_ascii=False))
     elif flagged:
         rows = [(path, reason, score) for score, path, reason in flagged]
         click.echo(format_table(("photo", "category", "score"), rows, widest=4096))
