@@ -216,6 +216,33 @@ def test_a_name_that_is_not_utf8(few_photos: Path, tmp_path: Path) -> None:
     assert "Embedded" not in result.stderr
 
 
+def test_nothing_in_a_folder_is_passed_over(
+    few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to nothing, a pipe, a folder without permission: each is listed with its reason."""
+    folder = tmp_path / "odd"
+    shutil.copytree(few_photos / "below", folder)
+    (folder / "gone.jpg").symlink_to(tmp_path / "no such file")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "phone.HEIC").write_bytes(b"this is no picture")
+    (folder / "folder.jpg").mkdir()
+    (folder / "secret").mkdir()
+    scandir = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    result = run("search", str(folder), "a car", "--model", "offline", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)) == 1
+    for name in ("gone.jpg: no such file", "pipe.png: ", "phone.HEIC: not an image", "secret: "):
+        assert f"{folder}/{name}" in result.stderr
+    assert "4 photos could not be used" in result.stderr
+
+
 def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle: the next run embeds only the rest."""
     for number in range(40):
