@@ -109,17 +109,20 @@ def evaluate_retrieval(
     place[kept] = np.arange(len(kept))
     chosen = place[owners] >= 0
     others = _texts(embedder, distractors)
-    return _rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
+    return rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
 
 
-def _rank(
+def rank(
     images: Float32,
     captions: Float32,
     owners: Ranks,
     distractors: Float32,
-    failures: tuple[ImageFailure, ...],
+    failures: tuple[ImageFailure, ...] = (),
 ) -> Retrieval:
-    """Rank in blocks of images, so that never all scores are in memory."""
+    """Rank n images and m captions, of which `owners` (m,) says whose each is, all of them unit vectors.
+
+    In blocks of images, so that never all scores are in memory.
+    """
     n = len(images)
     own = np.einsum("md,md->m", images[owners], captions)
     best = np.full(n, -np.inf, np.float32)

@@ -28,7 +28,7 @@ from clip_embed._models.opening import default_model
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the pairs that is kept to measure recall.",
+    help="Share of the images that is kept to measure recall.",
 )
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(min=1), help="At most.")
 @click.option(

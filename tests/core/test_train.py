@@ -11,8 +11,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from clip_embed import ClipEmbedder, ImageError, MissingExtra, ModelUnsupported, SpaceMismatch, train
+from clip_embed import (
+    ClipEmbedder,
+    ImageError,
+    MissingExtra,
+    ModelUnsupported,
+    SpaceMismatch,
+    evaluate_retrieval,
+    train,
+)
 from clip_embed._stamp import check_stamp
+from clip_embed._train import _split
 from clip_embed.cli import main
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 230), "white": (250, 250, 250)}
@@ -67,6 +76,26 @@ def test_training_raises_recall_in_a_space_of_its_own(
         check_stamp(old.stamp(), old.dim, new, "the store")
 
 
+def test_captions_of_one_image_stay_together(clip_folder: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    """All captions of a held-out image are kept from training, and any of them counts as its own."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    twice = [(path, caption) for path, name in pairs for caption in (name, f"a picture, {name}")]
+    for seed in range(5):
+        learned, judged = _split(twice, 0.2, seed)
+        assert len(judged) == 8
+        assert len({path for path, _ in judged}) == 4
+        assert not {path for path, _ in judged} & {path for path, _ in learned}
+    held_out = [*twice[:8], *twice[:8]]  # equal captions of an image would be wrong for each other
+    found = train(clip_folder, twice[8:], tmp_path / "x", held_out=held_out, epochs=1, learning_rate=1e-12)
+    clip = ClipEmbedder(clip_folder, device="cpu", precision="exact")
+    captions = [[caption for each, caption in held_out if each == path] for path, _ in pairs[:4]]
+    expected = evaluate_retrieval(clip, [path for path, _ in pairs[:4]], captions)
+    assert found.before == (expected.text_to_image(1) + expected.image_to_text(1)) / 2
+    assert (found.held_out, found.chance) == (16, 1 / 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]  # nothing else is left there
+
+
 def test_a_model_that_gains_nothing_stays_as_it_was(
     clip_folder: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
@@ -98,8 +127,12 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
         train(clip_folder, pairs, tmp_path)
     pytest.importorskip("datasets")
     pytest.importorskip("accelerate")
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="1 images to learn from and 2 held out are too few"):
         train(clip_folder, pairs[:3], tmp_path / "x")
+    with pytest.raises(ValueError, match="too few"):
+        train(clip_folder, [(pairs[0][0], f"caption {place}") for place in range(9)], tmp_path / "x")
+    with pytest.raises(ValueError, match=r"0\.png is to be learned from, and held out"):
+        train(clip_folder, pairs, tmp_path / "x", held_out=[(pairs[0][0], "another"), pairs[1]])
     with pytest.raises(ValueError, match="share between 0 and 1"):
         train(clip_folder, pairs, tmp_path / "x", held_out=2)
     with pytest.raises(ValueError, match=r"the caption of .*0\.png is empty"):
