@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from clip_embed import ClipEmbedder, explain_labels
+from clip_embed._models.opening import default_model
 from clip_embed.cli import main
 from clip_embed.demo import photos
 
@@ -35,6 +37,27 @@ def run(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         return CliRunner().invoke(main, [str(each) for each in arguments])
 
     return invoke
+
+
+def test_classify_takes_words_several_labels_and_explains(run, album: Path) -> None:  # noqa: ANN001
+    """Each does what it does in Python, on the vectors of the same photos."""
+    words = {"first": ["red", "dark red"], "second": ["blue"]}
+    labels = [f"{label}={','.join(each)}" for label, each in words.items()]
+    answer = json.loads(run("classify", album, *labels, "--other", "rest", "--json").stdout)
+    paths = [str(album / row["path"]) for row in answer]
+    clip = ClipEmbedder(default_model())
+    expected = clip.classify(paths, words, other="rest")
+    assert tuple(row["label"] for row in answer) == expected.best
+    several = json.loads(run("classify", album, *labels, "--multi", "--json").stdout)
+    found = clip.classify(paths, words, multi=True)
+    assert [tuple(row["labels"]) for row in several] == found.above(0.5)
+    table = run("classify", album, *labels, "--multi")
+    assert table.stdout.count(f"{found.labels[0]} 0.") == sum("first" in row for row in found.above(0.5))
+    report = explain_labels(clip, paths, words, templates="many")
+    assert run("classify", album, *labels, "--templates", "many", "--explain").stdout == f"{report}\n"
+    facts = json.loads(run("classify", album, *labels, "--explain", "--json").stdout)
+    assert list(facts["agreement"]) == [row["path"] for row in answer]
+    assert (len(facts["templates"]), list(facts["spread"])) == (7, ["first", "second"])
 
 
 def test_similar_finds_the_photo_itself_and_its_copy(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
