@@ -68,16 +68,7 @@ class ModerationPolicy:
         """Read what `to_json` gave. Raises ValueError for anything else."""
         try:
             rows = cast("list[dict[str, Any]]", json.loads(text))
-            return cls(
-                tuple(
-                    Category(
-                        row["name"],
-                        *(_as_tuple(row[side]) for side in ("shows", "against")),
-                        row["threshold"],
-                    )
-                    for row in rows
-                )
-            )
+            return cls(tuple(map(_read_category, rows)))
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"this is no policy: {error}") from error
 
@@ -86,8 +77,12 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _as_tuple(texts: Any) -> Any:  # noqa: ANN401 - what stands in JSON: `Category` judges it
-    return tuple(texts) if isinstance(texts, list) else texts
+def _read_category(row: dict[str, Any]) -> Category:
+    """Return what stands in JSON; `Category` judges it, a single text in place of a list included."""
+    shows, against = (
+        tuple(row[side]) if isinstance(row[side], list) else row[side] for side in ("shows", "against")
+    )
+    return Category(row["name"], shows, against, row["threshold"])
 
 
 _STARTER = ModerationPolicy(
