@@ -18,6 +18,7 @@ import click
 from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli import moving
 from clip_embed._cli.classify import classify
+from clip_embed._cli.evaluate import evaluate
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
@@ -241,6 +242,7 @@ for _command in (
     *VISUAL_COMMANDS,
     *FEWSHOT_COMMANDS,
     *MODERATION_COMMANDS,
+    evaluate,
     train,
 ):
     main.add_command(_command)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from clip_embed import ClipEmbedder, explain_labels
+from clip_embed import ClipEmbedder, evaluate_retrieval, explain_labels
 from clip_embed._models.opening import default_model
 from clip_embed.cli import main
 from clip_embed.demo import photos
@@ -184,3 +184,30 @@ def test_moderation_says_what_is_wrong_with_its_files(run, album: Path, tmp_path
     assert "no category" in run("calibrate", album, "--labels", table, "-o", policy).stderr
     table.write_text("file,label\nelsewhere.jpg,weapon\n")
     assert "is listed" in run("calibrate", album, "--labels", table, "-o", policy).stderr
+
+
+def test_evaluate_measures_pairs(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Recall is that of Python, several lines of one image are its captions, the broken one is named."""
+    captions = {path: [f"photo {path.stem}", path.stem] for path in photos()[:3]}
+    lines = [f"first/{path.name},{caption}" for path, each in captions.items() for caption in each]
+    table, others = album / "pairs.csv", tmp_path / "others.txt"
+    table.write_text("\n".join(["file,caption", *lines]) + "\n")
+    others.write_text("nothing\n\nnone of it\n")
+    clip = ClipEmbedder(default_model())
+    wanted = evaluate_retrieval(
+        clip, list(captions), captions.values(), distractors=["nothing", "none of it"]
+    )
+    assert run("evaluate", table, "--distractors", others).stdout == f"{wanted}\n"
+    facts = json.loads(run("evaluate", table, "--distractors", others, "--json").stdout)
+    assert (facts["images"], facts["captions"], facts["distractors"]) == (3, 6, 2)
+    assert facts["text_to_image"]["recall@1"] == wanted.text_to_image(1)
+    table.write_text("\n".join(["file,caption", *lines, "broken.jpg,nothing to see"]))
+    broken = run("evaluate", table)
+    assert broken.exit_code == 1
+    assert "3 images, 6 captions of theirs, 0 of no image; 1 images failed" in broken.stdout
+    assert "broken.jpg" in broken.stderr
+    table.write_text("file,caption\n")
+    assert "no image is left" in run("evaluate", table).stderr
+    table.write_text("path,text\na,b\n")
+    assert run("evaluate", table).exit_code == 2
+    table.unlink()

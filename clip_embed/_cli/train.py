@@ -65,7 +65,7 @@ def train(
     try:
         found = train_model(
             model or default_model(),
-            _read_pairs(table),
+            read_pairs(table),
             target,
             held_out=held_out,
             epochs=epochs,
@@ -84,7 +84,8 @@ def train(
         click.echo(f"{found.folder}: {found}")
 
 
-def _read_pairs(table: Path) -> list[tuple[Path, str]]:
+def read_pairs(table: Path) -> list[tuple[Path, str]]:
+    """Return file and caption of each line. Raises click's error where the columns are not there."""
     with table.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         if not {"file", "caption"} <= set(reader.fieldnames or ()):
