@@ -24,6 +24,7 @@ import clip_embed_pandas as cp  # noqa: E402
 import clip_embed_polars as cpl  # noqa: E402
 from clip_embed import (  # noqa: E402
     ClipEmbedder,
+    EmbeddingCache,
     ModerationPolicy,
     calibrate,
     diverse,
@@ -93,9 +94,11 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A working folder; the commands share one copy of the weights."""
+    """A working folder; the commands share weights and vectors with the rest."""
+    cache = EmbeddingCache()
     open_model: Callable[..., Any] = functools.cache(embedder_module.open_model)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedder_module, "_as_cache", lambda _: cache)
         patch.setattr(embedder_module, "open_model", open_model)
         patch.chdir(folder := tmp_path_factory.mktemp("everywhere"))
         yield Place(folder)
