@@ -191,7 +191,7 @@ def calibrate(
     category without examples keeps its threshold. Raises ValueError for a label that is no category,
     ImageBatchError as `embed_images`.
     """
-    wanted = [({each} if each else set[str]()) if isinstance(each, str) else set(each) for each in labels]
+    wanted = list(map(_categories, labels))
     names = [category.name for category in policy.categories]
     if unknown := set[str]().union(*wanted) - set(names):
         raise ValueError(f"{min(unknown)!r} is no category of the policy; there are {', '.join(names)}")
@@ -217,6 +217,14 @@ def calibrate(
         {name: found for name, (_, found, _) in figures.items()},
         {name: count for name, (_, _, count) in figures.items()},
     )
+
+
+def _categories(label: str | Sequence[str]) -> set[str]:
+    if isinstance(label, str):
+        return {label} if label else set()
+    if not isinstance(label, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f'a label must be the name of a category, a list of them, or "", not {label!r}')
+    return set(label)
 
 
 def _scores(embedder: ClipEmbedder, vectors: Float32, policy: ModerationPolicy) -> Float32:

@@ -120,8 +120,16 @@ def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None
     facts = json.loads(run("fit", album, "-o", tmp_path / "x", "--labels", table, "--json").stdout)
     assert facts["labels"] == ["a", "b"]
     assert (facts["accuracy"]["images"], facts["accuracy"]["probe"]) == (3, None)
+    told = run("fit", album, "-o", tmp_path / "x", "--labels", table).stderr
+    assert f"1 files in {table} are no photos below {album}: gone.jpg" in told
     table.write_text("photo,label\n")
-    assert run("fit", album, "-o", tmp_path / "x", "--labels", table).exit_code == 2
+    assert (
+        "needs the columns file and label"
+        in run("fit", album, "-o", tmp_path / "x", "--labels", table).stderr
+    )
+    table.write_bytes("file,label\nfirst/größe.jpg,a\n".encode("latin-1"))
+    wrong = run("fit", album, "-o", tmp_path / "x", "--labels", table)
+    assert (wrong.exit_code, "is no CSV in UTF-8" in wrong.stderr) == (2, True)
     single = run("fit", album / "first", "-o", tmp_path / "y")
     assert single.exit_code == 1
     assert "two different labels" in single.stderr
@@ -208,6 +216,8 @@ def test_evaluate_measures_pairs(run, album: Path, tmp_path: Path) -> None:  # n
     assert "broken.jpg" in broken.stderr
     table.write_text("file,caption\n")
     assert "no image is left" in run("evaluate", table).stderr
+    others.write_bytes(b"\xff\xfe")
+    assert "is no text in UTF-8" in run("evaluate", table, "--distractors", others).stderr
     table.write_text("path,text\na,b\n")
     assert run("evaluate", table).exit_code == 2
     table.unlink()

@@ -30,8 +30,7 @@ def evaluate(table: Path, distractors: Path | None, model: str | None, as_json: 
     captions: dict[Path, list[str]] = {}
     for path, caption in read_pairs(table):
         captions.setdefault(path, []).append(caption)
-    texts = distractors.read_text("utf-8-sig").splitlines() if distractors else []
-    others = [text for text in texts if text.strip()]
+    others = _read_lines(distractors) if distractors else []
     embedder = ClipEmbedder(model or default_model())
     try:
         found = evaluate_retrieval(embedder, list(captions), list(captions.values()), distractors=others)
@@ -39,6 +38,16 @@ def evaluate(table: Path, distractors: Path | None, model: str | None, as_json: 
         raise click.ClickException(f"{table}: {error}") from error
     click.echo(json.dumps(_facts(found), indent=1) if as_json else str(found))
     report_failures(found.failures)
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"{file} is no text in UTF-8: {error}", param_hint="--distractors"
+        ) from error
+    return [line for line in lines if line.strip()]
 
 
 def _facts(found: Retrieval) -> dict[str, object]:

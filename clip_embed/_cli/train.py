@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 
 from clip_embed import train as train_model
 from clip_embed._cli.folder import json_option, model_option
+from clip_embed._cli.listed import read_table
 from clip_embed._models.opening import default_model
 
 
@@ -85,9 +85,5 @@ def train(
 
 
 def read_pairs(table: Path) -> list[tuple[Path, str]]:
-    """Return file and caption of each line. Raises click's error where the columns are not there."""
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"file", "caption"} <= set(reader.fieldnames or ()):
-            raise click.BadParameter(f"{table} needs the columns file and caption", param_hint="PAIRS")
-        return [(table.parent / row["file"], row["caption"] or "") for row in reader]
+    """Return file and caption of each line; files lie relative to the table."""
+    return [(table.parent / file, caption) for file, caption in read_table(table, "caption", "PAIRS")]
