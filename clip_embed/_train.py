@@ -5,24 +5,28 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.device import resolve_device
 from clip_embed._evaluate import rank
-from clip_embed._images.source import decode, read_encoded
+from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.source import read_encoded
 from clip_embed._models.hub import obtain
 from clip_embed._models.loading import no_progress_bar
 from clip_embed._models.opening import check_model, hub_name
-from clip_embed._types import Float32, ImagePolicy
+from clip_embed._types import Float32, ImagePolicy, ImageSpec
 from clip_embed._vectors import unit_rows
 from clip_embed.errors import ImageError, MissingExtra, ModelUnsupported
 
 Pair = tuple[str | Path, str]
+_Open = Callable[[Path], Image.Image]
 _METRIC = "recall"
 _FEWEST = 2  # images on each side
 _JUDGED = 256  # images that are in memory together
@@ -91,13 +95,13 @@ def train(
         raise FileExistsError(f"{goal} is there already: give a folder that is not")
     libraries = _libraries()
     learned, judged = _split([(Path(path), caption) for path, caption in pairs], held_out, seed)
-    rules = policy or ImagePolicy()
+    open_image = partial(_open, policy=policy or ImagePolicy(), spec=ClipEmbedder(folder).model.image_spec)
     for path in dict.fromkeys(path for path, _ in (*learned, *judged)):
-        _open(path, rules)
+        open_image(path)
     used = resolve_device(device)
     student = _student(libraries, folder, used)
     kind: Any = type("Recall", (_Recall, libraries["evaluator"]), {})  # the trainer asks for its base
-    recall = kind(judged, rules, progress)
+    recall = kind(judged, open_image, progress)
     before = float(recall(student)[_METRIC])
     goal.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{goal.name}-", dir=goal.parent) as scratch:
@@ -112,7 +116,7 @@ def train(
         trainer = libraries["trainer"](
             model=student,
             args=libraries["arguments"](**arguments, **_settings(used)),
-            train_dataset=_dataset(libraries, learned, rules),
+            train_dataset=_dataset(libraries, learned, open_image),
             evaluator=recall,
             loss=_loss(libraries, student, scale, chunk_size),
             callbacks=[libraries["stop"](early_stopping_patience=patience)],
@@ -231,19 +235,23 @@ def _split(
     return learned, judged
 
 
-def _open(path: Path, policy: ImagePolicy) -> Any:  # noqa: ANN401 - a PIL image
-    """Return an image as the embedder reads it. Raises ImageError that names the file."""
+def _open(path: Path, *, policy: ImagePolicy, spec: ImageSpec) -> Image.Image:
+    """Return an image as the embedder sees it, in the model's size, so that large batches of photos fit.
+
+    Raises ImageError that names the file.
+    """
     try:
-        return decode(path, read_encoded(path, policy), policy)
+        pixels = prepare_pixels(path, read_encoded(path, policy), spec, policy)
     except ImageError as error:
         raise ImageError(f"{path}: {error}", retryable=error.retryable) from None
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], policy: ImagePolicy) -> Any:  # noqa: ANN401
+def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], open_image: _Open) -> Any:  # noqa: ANN401
     """Return pairs that are read when they are needed; a caption is marked as a text, whatever is in it."""
 
     def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [_open(Path(path), policy) for path in batch["image"]]
+        images = [open_image(Path(path)) for path in batch["image"]]
         return {"image": images, "caption": [{"text": caption} for caption in batch["caption"]]}
 
     rows = {"image": [str(path) for path, _ in pairs], "caption": [caption for _, caption in pairs]}
@@ -256,13 +264,13 @@ class _Recall:
     def __init__(
         self,
         pairs: list[tuple[Path, str]],
-        policy: ImagePolicy,
+        open_image: _Open,
         progress: Callable[[int, float], object] | None,
     ) -> None:
         super().__init__()
         self.primary_metric = _METRIC
         self.history: list[float] = []
-        self._policy, self._progress = policy, progress
+        self._open, self._progress = open_image, progress
         self._files = list(dict.fromkeys(path for path, _ in pairs))
         place = {path: place for place, path in enumerate(self._files)}
         self._owners = np.array([place[path] for path, _ in pairs], np.int64)
@@ -270,7 +278,7 @@ class _Recall:
 
     def __call__(self, model: Any, *_: object, **__: object) -> dict[str, float]:  # noqa: ANN401
         blocks = [self._files[start : start + _JUDGED] for start in range(0, len(self._files), _JUDGED)]
-        images = [_vectors(model, [_open(path, self._policy) for path in block]) for block in blocks]
+        images = [_vectors(model, [self._open(path) for path in block]) for block in blocks]
         captions = _vectors(model, self._captions)
         found = rank(np.concatenate(images), captions, self._owners, captions[:0])
         self.history.append((found.text_to_image(1) + found.image_to_text(1)) / 2)

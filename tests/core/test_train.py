@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from clip_embed import (
     ClipEmbedder,
     ImageError,
+    ImagePolicy,
     MissingExtra,
     ModelUnsupported,
     SpaceMismatch,
@@ -21,7 +23,7 @@ from clip_embed import (
     train,
 )
 from clip_embed._stamp import check_stamp
-from clip_embed._train import _split
+from clip_embed._train import _libraries, _open, _split, _student, _vectors
 from clip_embed.cli import main
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 230), "white": (250, 250, 250)}
@@ -94,6 +96,36 @@ def test_captions_of_one_image_stay_together(clip_folder: Path, pairs: list[Pair
     assert found.before == (expected.text_to_image(1) + expected.image_to_text(1)) / 2
     assert (found.held_out, found.chance) == (16, 1 / 4)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]  # nothing else is left there
+
+
+def test_photos_are_held_in_the_size_of_the_model(
+    clip_folder: Path, photo: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    """A batch of large photos takes no more memory than one of small ones, and has the embedder's pixels."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    spec = ClipEmbedder(clip_folder).model.image_spec
+    photo(1200, 900).save(tmp_path / "large.jpg")
+    seen = _open(tmp_path / "large.jpg", policy=ImagePolicy(), spec=spec)
+    assert seen.size == (224, 224)
+    clip = ClipEmbedder(clip_folder, device="cpu")
+    student = _student(_libraries(), clip_folder, "cpu")
+    vector = _vectors(student, [seen])[0]
+    assert vector @ clip.embed_images([tmp_path / "large.jpg"])[0] > 0.9999
+
+
+def test_an_end_in_the_middle_leaves_nothing(clip_folder: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    """Neither a half-written model nor what the trainer keeps on the way."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+
+    def stop(epoch: int, _: float) -> None:
+        if epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(clip_folder, pairs, tmp_path / "new" / "x", progress=stop)
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_model_that_gains_nothing_stays_as_it_was(
