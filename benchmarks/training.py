@@ -23,9 +23,9 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+from pages import Section, write
 from PIL import Image
 from random_clip import byte_tokenizer
-from uses import Section, write
 
 from clip_embed import ClipEmbedder, Retrieval, evaluate_retrieval, similar, train
 

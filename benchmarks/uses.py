@@ -1,24 +1,25 @@
 """Each use of CLIP on the demo's photos: its figure beside chance and one plain prompt, and where it fails.
 
-    python benchmarks/uses.py [--model offline] [--write docs]
+    python benchmarks/uses.py [USE ...] [--model offline] [--write docs]
 
---write puts figures and pictures into the pages that have a place for them, between the lines
-<!-- figures --> and <!-- end of figures -->. 44 photos are few: a difference of a photo is 2 %.
+--write puts figures and pictures into the pages that have a place for them, between lines as <!-- figures -->
+and <!-- end of figures -->: all that hangs on the model but docs/fine-tuning.md, which has a model of its own
+(benchmarks/training.py). It takes a minute, and some more for the last section, which embeds 32,724 captions.
+44 photos are few: a difference of a photo is 2 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from failures import limits
+from pages import FILES, PLACE, Floats, Row, Section, shown, tags, write
+from PIL import Image
+from retrieval import made_captions
 
 from clip_embed import (
     Category,
@@ -34,12 +35,9 @@ from clip_embed import (
     moderate,
     similar,
 )
-from clip_embed.demo import captions, photos
+from clip_embed.demo import captions
 
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating]
-FILES = photos()
-PLACE = {path.stem: place for place, path in enumerate(FILES)}
 PROMPT = "a photo of a {}"
 VEHICLES = ModerationPolicy(
     (
@@ -50,24 +48,7 @@ VEHICLES = ModerationPolicy(
         ),
     )
 )
-_EDGE, _LINE, _FONT = 150, 34, 12
-_MOST_BYTES = 95_000
-
-
-@dataclass(slots=True)
-class Section:
-    """What goes into a page: lines of figures, and rows of pictures with words under them."""
-
-    page: str
-    lines: list[str]
-    rows: list[tuple[str, list[tuple[Path, str]]]] = field(default_factory=list)
-
-
-def tags() -> list[list[str]]:
-    """The tags of each photo, the main one first; written before there was a model."""
-    with (FILES[0].parent / "captions.csv").open(encoding="utf-8", newline="") as stream:
-        known = {row["file"]: row["tags"].split() for row in csv.DictReader(stream)}
-    return [known[path.name] for path in FILES]
+MANY = 32_768  # captions to choose the right one from
 
 
 def average_precision(scores: Floats, truth: Bools) -> float:
@@ -81,17 +62,13 @@ def above(present: Floats, absent: Floats) -> float:
     return float((present[:, None] > absent).mean() + (present[:, None] == absent).mean() / 2)
 
 
-def shown(places: Sequence[int], words: Callable[[int], str]) -> list[tuple[Path, str]]:
-    """Pictures with words under them."""
-    return [(FILES[place], words(rank)) for rank, place in enumerate(places)]
-
-
 def classification(clip: ClipEmbedder, vectors: Floats) -> Section:
     """Zero-shot labels: one prompt, the ensembles, and the spread over phrasings."""
     truth = [each[0] for each in tags()]
     labels = sorted(set(truth))
     lines = [f"{len(FILES)} photos, {len(labels)} labels"]
     lines.append(f"{'chance':28}{1 / len(labels):6.1%}")
+    lines.append(f"{'commonest label':28}{max(map(truth.count, labels)) / len(truth):6.1%}")
     for name, templates in (
         (f'"{PROMPT}" alone', [PROMPT]),
         ("few (7 templates)", "few"),
@@ -102,7 +79,7 @@ def classification(clip: ClipEmbedder, vectors: Floats) -> Section:
         lines.append(f"{name:28}{right:6.1%}")
     report = explain_labels(clip, vectors, labels, templates="many")
     each = (report.alone.argmax(axis=2) == [labels.index(label) for label in truth]).mean(axis=1)
-    lines.append(f"{'each of the 80 alone':28}{each.min():6.1%} to {each.max():.1%}")
+    lines.append(f"{'each of the 80 alone':28}{each.min():6.1%} to {each.max():.1%}, mean {each.mean():.1%}")
     found = clip.classify(vectors, labels)
     rows = []
     for label in ("animal", "vehicle"):
@@ -177,7 +154,7 @@ def visual_search(clip: ClipEmbedder, vectors: Floats) -> Section:
         lines.append(f"  threshold {threshold}: {pairs}/{len(FILES)} found, {strangers} wrong")
     car = vectors[PLACE["car_red_saloon"]][None]
 
-    def row(title: str, like: Floats, **options: object) -> tuple[str, list[tuple[Path, str]]]:
+    def row(title: str, like: Floats, **options: object) -> Row:
         found = similar(clip, vectors, like, k=6, **options)  # type: ignore[arg-type]
         return title, shown(found.indices.tolist(), lambda rank: f"{found.scores[rank]:.2f}")
 
@@ -206,6 +183,15 @@ def retrieval(clip: ClipEmbedder, vectors: Floats) -> Section:
             (f"“{texts[PLACE[name]]}”", shown(hits.indices.tolist(), lambda r, h=hits: f"{h.scores[r]:.2f}"))
         )
     return Section("retrieval", lines, rows)
+
+
+def among_many(clip: ClipEmbedder, vectors: Floats) -> Section:
+    """The right caption of as many as CLIP is trained with; nearly all the time goes into embedding them."""
+    texts = [captions()[path.name] for path in FILES]
+    found = evaluate_retrieval(clip, vectors, texts, distractors=made_captions(MANY - len(texts)))
+    lines = [f"{len(texts)} real pairs, {found.distractors:,} captions made up to choose among"]
+    lines += [line for line in str(found).splitlines() if "caption of " in line]
+    return Section("retrieval", lines, mark="among many")
 
 
 def few_shot(clip: ClipEmbedder, vectors: Floats) -> Section:
@@ -269,112 +255,22 @@ def relevance(clip: ClipEmbedder, vectors: Floats) -> Section:
     return Section("relevance", lines, rows)
 
 
-def limits(clip: ClipEmbedder, vectors: Floats) -> Section:
-    """One example of each way to fail."""
-    lines: list[str] = []
-    rows = []
-    for what, text in (("abstract", "a sense of justice"), ("negation", "a street without any car")):
-        hits = similar(clip, vectors, clip.embed_texts([text]), k=6)
-        names = ", ".join(FILES[place].stem for place, _ in hits)
-        lines.append(f"{what}: “{text}” finds {names}")
-        rows.append((f"“{text}”", shown(hits.indices.tolist(), lambda r, h=hits: f"{h.scores[r]:.2f}")))
-    numbers = ("one animal", "two animals", "three animals", "four animals")
-    answers: list[tuple[Path, str]] = []
-    for name in ("dogs_window", "cat_ginger", "panda", "moose"):
-        found = clip.classify(vectors[PLACE[name]][None], numbers)
-        label, share = found.top(1)[0][0]
-        answers.append((FILES[PLACE[name]], f"{label} {share:.2f}"))
-    lines.append("counting: " + "; ".join(f"{path.stem} is {words}" for path, words in answers))
-    rows.append(("counting", answers))
-    kinds = {"saloon": "saloon car", "suv": "SUV", "pickup": "pickup truck", "taxi": "taxi"}
-    cars = [path for path in FILES if path.stem.startswith("car_") and path.stem.split("_")[-1] in kinds]
-    found = clip.classify(vectors[[PLACE[path.stem] for path in cars]], list(kinds.values()))
-    right = sum(
-        kinds[path.stem.split("_")[-1]] == label for path, label in zip(cars, found.best, strict=True)
-    )
-    lines.append(f"fine detail: the kind of {len(cars)} cars, 4 labels: {right} right")
-    rows.append(("fine detail", [(path, label) for path, label in zip(cars, found.best, strict=True)]))
-    labels = sorted({each[0] for each in tags()})
-    report = explain_labels(clip, vectors, labels, templates="many")
-    worst = np.argsort(report.agreement, kind="stable")[:6].tolist()
-    kinds_of = [len(set(report.alone[:, place].argmax(axis=1).tolist())) for place in worst]
-    lines.append(
-        f"phrasing: {FILES[worst[0]].stem} has {kinds_of[0]} different labels over 80 sentences; one alone "
-        f"agrees with all of them on {report.agreement.mean():.0%} of the photos"
-    )
-    rows.append(
-        (
-            "phrasing",
-            shown(worst, lambda rank: f"{kinds_of[rank]} labels, {report.agreement[worst[rank]]:.0%}"),
-        )
-    )
-    verdicts: list[tuple[Path, str]] = []
-    for name in ("astronaut", "photographer", "panda"):
-        label, share_of = clip.classify(
-            vectors[PLACE[name]][None], ("a lazy person", "a diligent person")
-        ).top(1)[0][0]
-        verdicts.append((FILES[PLACE[name]], f"{label.split()[1]} {share_of:.2f}"))
-    lines.append("biased labels: " + "; ".join(f"{path.stem}: {words}" for path, words in verdicts))
-    rows.append(("“lazy” or “diligent”", verdicts))
-    return Section("limits", lines, rows)
-
-
-SECTIONS = (classification, moderation, visual_search, retrieval, few_shot, relevance, limits)
-
-
-def draw(rows: Sequence[tuple[str, list[tuple[Path, str]]]]) -> Image.Image:
-    """Draw rows of pictures, each with its title above and words under each picture."""
-    font = ImageFont.load_default(_FONT)
-    columns = max(len(tiles) for _, tiles in rows)
-    height = _EDGE * 3 // 4
-    sheet = Image.new("RGB", (columns * (_EDGE + 6) + 6, len(rows) * (height + _LINE + 10) + 4), "white")
-    pen = ImageDraw.Draw(sheet)
-    for line, (title, tiles) in enumerate(rows):
-        top = 4 + line * (height + _LINE + 10)
-        pen.text((6, top), title, "black", font)
-        for column, (path, words) in enumerate(tiles):
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * _EDGE, 2 * _EDGE))
-                ratio = max(_EDGE / image.width, height / image.height)
-                small = image.convert("RGB").resize(
-                    (max(_EDGE, round(image.width * ratio)), max(height, round(image.height * ratio)))
-                )
-            left, up = (small.width - _EDGE) // 2, (small.height - height) // 2
-            corner = (6 + column * (_EDGE + 6), top + 17)
-            sheet.paste(small.crop((left, up, left + _EDGE, up + height)), corner)
-            pen.text((corner[0] + 1, corner[1] + height + 1), words, "black", font)
-    return sheet
-
-
-def write(section: Section, docs: Path, model: str) -> None:
-    """Put the figures into a page and the picture beside it."""
-    page = docs / f"{section.page}.md"
-    picture = docs / "uses" / f"{section.page}.jpg"
-    picture.parent.mkdir(exist_ok=True)
-    sheet = draw(section.rows)
-    for quality in (75, 65, 55, 45, 35):
-        sheet.save(picture, "JPEG", quality=quality, optimize=True)
-        if picture.stat().st_size <= _MOST_BYTES:
-            break
-    body = "\n".join(["```text", f"model: {model}", *section.lines, "```"])
-    text = page.read_text("utf-8")
-    marks = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-    if not marks.search(text):
-        raise SystemExit(f"{page} has no place for figures")
-    page.write_text(marks.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text), "utf-8")
+SECTIONS = (classification, moderation, visual_search, retrieval, few_shot, relevance, limits, among_many)
 
 
 def main() -> None:
     """Print each section, and write it where asked to."""
+    uses = {use.__name__: use for use in SECTIONS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("uses", nargs="*", metavar="USE", help=f"of {', '.join(uses)}; by default all")
     parser.add_argument("--model", default="offline")
     parser.add_argument("--write", type=Path, metavar="DOCS")
     options = parser.parse_args()
     clip = ClipEmbedder(options.model)
     vectors = clip.embed_images(FILES)
-    for use in SECTIONS:
-        section = use(clip, vectors)
-        print(f"== {section.page}\n" + "\n".join(section.lines) + "\n")
+    for name in options.uses or uses:
+        section = uses[name](clip, vectors)
+        print(f"== {name}\n" + "\n".join(section.lines) + "\n", flush=True)
         if options.write:
             write(section, options.write, options.model)
 

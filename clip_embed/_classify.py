@@ -117,13 +117,27 @@ def read_labels(labels: Labels, other: str | None, *, multi: bool) -> dict[str, 
     names = [name for name, _ in pairs]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise ValueError(f"the label {twice[0]!r} stands twice among the labels")
-    if len(names) < (1 if multi else 2):
+    if len(names) < 2 and not (multi and other is None and names):
         raise ValueError("give at least two labels to choose from; for a single text there is `scores`")
     found = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in pairs}
     for name, words in found.items():
         if not words or not all(word.strip() for word in (name, *words)):
             raise ValueError(f"labels must not be empty texts, as {name if words else ''!r} is")
     return found
+
+
+def shares_of(logits: Float32, *, multi: bool, other: bool) -> Float32:
+    """Return the probabilities of k labels, float32 (n, k), from the logits of their vectors.
+
+    With `multi` the last vector is that of nothing, which each label competes with for itself; `other`, then
+    the label before it, is as likely as that none of them is there, going by the likeliest.
+    """
+    if not multi:
+        return softmax(logits)
+    shares = sigmoid(logits[:, :-1] - logits[:, -1:])
+    if other:
+        shares[:, -1] = 1 - shares[:, :-1].max(axis=1)
+    return shares
 
 
 def softmax(logits: Float32) -> Float32:

@@ -12,7 +12,7 @@ from PIL import Image
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
-from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, sigmoid, softmax
+from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, shares_of
 from clip_embed._engine.cores import usable_cores
 from clip_embed._engine.device import suggest_batch_size
 from clip_embed._engine.fork import loading
@@ -277,7 +277,8 @@ class ClipEmbedder:
         model's own temperature turns cosine similarities into shares of the labels given: for an image of
         none of them they mean nothing, and another choice of labels gives others. `other` is the name of one
         more label, for images that fit a "thing" or a "scene" better than any label. With `multi=True` labels
-        do not compete: each has its probability against those words. `images` are as in `scores`.
+        do not compete: each has its probability against those words, `other` that of none of them.
+        `images` are as in `scores`.
 
         Raises ValueError for fewer than two labels or a template without {}, else as `embed_images`.
         """
@@ -285,8 +286,7 @@ class ClipEmbedder:
         chosen = [*words.values(), NOTHING] if multi else list(words.values())
         vectors = self._labels.get(self.embed_texts, chosen, templates)
         logits = self.scores(images, vectors) * self.logit_scale
-        shares = sigmoid(logits[:, :-1] - logits[:, -1:]) if multi else softmax(logits)
-        return Classification(tuple(words), shares)
+        return Classification(tuple(words), shares_of(logits, multi=multi, other=other is not None))
 
     def remembered(self, digest: bytes) -> Float32 | ImageError | None:
         """Return what the cache knows of an image file with this SHA-256, None where it knows nothing.

@@ -95,7 +95,7 @@ def evaluate_retrieval(
     `captions` gives for each image its text or several, `distractors` more texts, which belong to none.
     Vectors in place of images, captions (one row each) or distractors are as in `ClipEmbedder.scores`. An
     image that fails is left out with its captions. Raises ValueError where there is not one caption or list
-    for each image, or no image is left.
+    for each image, no image is left, or a vector has a NaN or is all zeros.
     """
     texts, owners = _captions(embedder, captions)
     pictures, kept, failures = images_with_vectors(embedder, images)
@@ -109,17 +109,23 @@ def evaluate_retrieval(
     place[kept] = np.arange(len(kept))
     chosen = place[owners] >= 0
     others = _texts(embedder, distractors)
-    return _rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
+    for what, rows in (("image", pictures), ("caption", texts), ("distractor", others)):
+        if (lost := ~(np.isfinite(rows).all(axis=1) & rows.any(axis=1))).any():
+            raise ValueError(f"{what} {int(lost.argmax())} has no vector: it has a NaN, or is all zeros")
+    return rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
 
 
-def _rank(
+def rank(
     images: Float32,
     captions: Float32,
     owners: Ranks,
     distractors: Float32,
-    failures: tuple[ImageFailure, ...],
+    failures: tuple[ImageFailure, ...] = (),
 ) -> Retrieval:
-    """Rank in blocks of images, so that never all scores are in memory."""
+    """Rank n images and m captions, of which `owners` (m,) says whose each is, all of them unit vectors.
+
+    In blocks of images, so that never all scores are in memory.
+    """
     n = len(images)
     own = np.einsum("md,md->m", images[owners], captions)
     best = np.full(n, -np.inf, np.float32)

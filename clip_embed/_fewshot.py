@@ -161,9 +161,12 @@ def fit(
         raise ValueError(f"method must be 'probe' or 'mean', not {method!r}")
     if isinstance(labels, str):
         raise TypeError("labels must be a list: one text for each image")
+    for place, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"label {place} must be a text that is not empty, not {label!r}")
     names = sorted(set(labels))
-    if len(names) < 2 or not all(isinstance(name, str) and name.strip() for name in names):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError("give at least two different labels, none empty, to learn to tell apart")
+    if len(names) < 2:
+        raise ValueError("give at least two different labels to learn to tell apart")
     given = given_vectors(images, embedder)
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(labels):

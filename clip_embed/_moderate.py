@@ -34,8 +34,10 @@ class Category:
     """Between 0 and 1; `calibrate` finds it from examples."""
 
     def __post_init__(self) -> None:
+        if not _is_text(self.name):
+            raise ValueError(f"a category must have a name, not {self.name!r}")
         for field, texts in (("shows", self.shows), ("against", self.against)):
-            if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
+            if isinstance(texts, str) or not texts or not all(map(_is_text, texts)):
                 raise ValueError(f"category {self.name!r}: {field} must be a list of texts, none empty")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"category {self.name!r}: the threshold must lie between 0 and 1")
@@ -66,14 +68,21 @@ class ModerationPolicy:
         """Read what `to_json` gave. Raises ValueError for anything else."""
         try:
             rows = cast("list[dict[str, Any]]", json.loads(text))
-            return cls(
-                tuple(
-                    Category(row["name"], tuple(row["shows"]), tuple(row["against"]), float(row["threshold"]))
-                    for row in rows
-                )
-            )
-        except (TypeError, KeyError) as error:
+            return cls(tuple(map(_read_category, rows)))
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"this is no policy: {error}") from error
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _read_category(row: dict[str, Any]) -> Category:
+    """Return what stands in JSON; `Category` judges it, a single text in place of a list included."""
+    shows, against = (
+        tuple(row[side]) if isinstance(row[side], list) else row[side] for side in ("shows", "against")
+    )
+    return Category(row["name"], shows, against, row["threshold"])
 
 
 _STARTER = ModerationPolicy(
@@ -182,7 +191,7 @@ def calibrate(
     category without examples keeps its threshold. Raises ValueError for a label that is no category,
     ImageBatchError as `embed_images`.
     """
-    wanted = [({each} if each else set[str]()) if isinstance(each, str) else set(each) for each in labels]
+    wanted = list(map(_categories, labels))
     names = [category.name for category in policy.categories]
     if unknown := set[str]().union(*wanted) - set(names):
         raise ValueError(f"{min(unknown)!r} is no category of the policy; there are {', '.join(names)}")
@@ -210,6 +219,14 @@ def calibrate(
     )
 
 
+def _categories(label: str | Sequence[str]) -> set[str]:
+    if isinstance(label, str):
+        return {label} if label else set()
+    if not isinstance(label, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f'a label must be the name of a category, a list of them, or "", not {label!r}')
+    return set(label)
+
+
 def _scores(embedder: ClipEmbedder, vectors: Float32, policy: ModerationPolicy) -> Float32:
     """Return float32 (n, c): of each side the nearest text counts, so that one good match is enough."""
     columns: list[Float32] = []
@@ -229,18 +246,24 @@ def _decide(scores: Float32, policy: ModerationPolicy) -> Decision:
 
 
 def _threshold(scores: Float32, truth: Bools, precision: float | None) -> float:
-    """Return the threshold of the best F1, or the lowest of this precision; one that is a score itself."""
-    candidates = np.unique(scores)
-    quality = [_quality(scores >= each, truth) for each in candidates]
-    if precision is not None:
-        good = [
-            float(each)
-            for each, (precise, _) in zip(candidates, quality, strict=True)
-            if precise >= precision
-        ]
-        return min(good, default=1.0)
-    best = max(range(len(candidates)), key=lambda place: _f1(*quality[place]))
-    return float(candidates[best])
+    """Return the threshold of the best F1, or the lowest of this precision, of equals the lowest.
+
+    It lies halfway to the next score below, so that rounding does not decide about any example.
+    """
+    order = np.argsort(-scores, kind="stable")
+    falling, hits = scores[order], np.cumsum(truth[order])
+    lasts = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))  # equal scores are flagged together
+    flagged, hits = lasts + 1, hits[lasts]
+    if precision is None:
+        quality = 2 * hits / (flagged + truth.sum())  # F1
+        good = lasts[quality == quality.max()]
+    else:
+        good = lasts[hits / flagged >= precision]
+    if not len(good):
+        return 1.0
+    lowest, below = np.append(falling, np.float32(0))[good[-1] :][:2]
+    halfway = (lowest + below) / np.float32(2)
+    return float(halfway if halfway > below else lowest)
 
 
 def _quality(flagged: Bools, truth: Bools) -> tuple[float, float]:
@@ -250,7 +273,3 @@ def _quality(flagged: Bools, truth: Bools) -> tuple[float, float]:
         hits / int(flagged.sum()) if flagged.any() else np.nan,
         hits / int(truth.sum()) if truth.any() else np.nan,
     )
-
-
-def _f1(precision: float, recall: float) -> float:
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -5,26 +5,31 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.device import resolve_device
-from clip_embed._evaluate import evaluate_retrieval
-from clip_embed._images.source import decode, read_encoded
+from clip_embed._evaluate import rank
+from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.source import read_encoded
 from clip_embed._models.hub import obtain
 from clip_embed._models.loading import no_progress_bar
 from clip_embed._models.opening import check_model, hub_name
-from clip_embed._types import Float32, ImagePolicy
+from clip_embed._types import Float32, ImagePolicy, ImageSpec
+from clip_embed._vectors import unit_rows
 from clip_embed.errors import ImageError, MissingExtra, ModelUnsupported
 
 Pair = tuple[str | Path, str]
+_Open = Callable[[Path], Image.Image]
 _METRIC = "recall"
-_FEWEST = 2  # pairs on each side
-_JUDGED = 256  # pairs that are in memory together
+_FEWEST = 2  # images on each side
+_JUDGED = 256  # images that are in memory together
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class Training:
     """Another one than before: vectors made by the old model are refused."""
     pairs: int
     held_out: int
+    """How many pairs the recall is measured on, which training did not see: neither caption nor image."""
+    chance: float
     before: float
     after: float
     epochs: int
@@ -45,7 +52,7 @@ class Training:
     def __str__(self) -> str:
         return (
             f"{self.pairs:,} pairs, {self.epochs} epochs: recall@1 of {self.held_out:,} held-out pairs "
-            f"{self.before:.1%} → {self.after:.1%} (chance {1 / self.held_out:.1%})"
+            f"{self.before:.1%} → {self.after:.1%} (chance {self.chance:.1%})"
         )
 
 
@@ -73,62 +80,56 @@ def train(
     `model` is a hub name or a local folder, `target` a folder that is not there yet. Each of the
     `batch_size` captions of a batch competes for each image, so large batches teach more; memory holds
     `chunk_size` at a time (cached gradients). After each epoch recall@1 is measured on `held_out`: pairs, or
-    the share of `pairs` that is drawn and kept from training. Training ends when it has not risen for
-    `patience` epochs, and the best epoch is kept, which may be the model as it was. Equal captions in a batch
-    count as wrong for each other: few are harmless, classes are better learned by `fit`. `progress` is told
-    the recall after each epoch, 0 being the model as it was.
+    the share of the images that is drawn and kept from training with all their captions. Training ends when
+    it has not risen for `patience` epochs, and the best epoch is kept, which may be the model as it was.
+    Equal captions, and captions of one image, count as wrong for each other where they meet in a batch: few
+    are harmless, classes are better learned by `fit`. `progress` is told the recall after each epoch, 0 being
+    the model as it was.
 
     Raises ImageError for a file that cannot be used, before anything is trained; ValueError for fewer than
-    two pairs on a side, FileExistsError, MissingExtra without accelerate and datasets, ModelUnsupported for
-    "offline", else as `ClipEmbedder`.
+    two images on a side, or one on both, FileExistsError, MissingExtra without accelerate and datasets,
+    ModelUnsupported for "offline", else as `ClipEmbedder`.
     """
     folder, goal = _source(model), Path(target)
     if goal.exists():
         raise FileExistsError(f"{goal} is there already: give a folder that is not")
     libraries = _libraries()
     learned, judged = _split([(Path(path), caption) for path, caption in pairs], held_out, seed)
-    rules = policy or ImagePolicy()
-    for path, _ in (*learned, *judged):
-        _open(path, rules)
+    open_image = partial(_open, policy=policy or ImagePolicy(), spec=ClipEmbedder(folder).model.image_spec)
+    for path in dict.fromkeys(path for path, _ in (*learned, *judged)):
+        open_image(path)
     used = resolve_device(device)
     student = _student(libraries, folder, used)
     kind: Any = type("Recall", (_Recall, libraries["evaluator"]), {})  # the trainer asks for its base
-    recall = kind(judged, rules, ClipEmbedder(folder, cache=None), progress)
+    recall = kind(judged, open_image, progress)
     before = float(recall(student)[_METRIC])
-    with tempfile.TemporaryDirectory(prefix="clip-embed-train-") as scratch:
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{goal.name}-", dir=goal.parent) as scratch:
+        arguments = {
+            "output_dir": scratch,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": min(batch_size, len(learned)),
+            "learning_rate": learning_rate,
+            "seed": seed,
+        }
+        scale = ClipEmbedder(folder, device="cpu", cache=None).logit_scale
         trainer = libraries["trainer"](
             model=student,
-            args=libraries["arguments"](
-                output_dir=scratch,
-                num_train_epochs=epochs,
-                per_device_train_batch_size=min(batch_size, len(learned)),
-                learning_rate=learning_rate,
-                seed=seed,
-                **_settings(used),
-            ),
-            train_dataset=_dataset(libraries, learned, rules),
+            args=libraries["arguments"](**arguments, **_settings(used)),
+            train_dataset=_dataset(libraries, learned, open_image),
             evaluator=recall,
-            loss=libraries["loss"](
-                student,
-                scale=ClipEmbedder(folder, device="cpu", cache=None).logit_scale,
-                mini_batch_size=chunk_size,
-                directions=("query_to_doc", "doc_to_query"),
-                partition_mode="per_direction",
-            ),
+            loss=_loss(libraries, student, scale, chunk_size),
             callbacks=[libraries["stop"](early_stopping_patience=patience)],
         )
         trainer.remove_callback(libraries["printer"])
         with no_progress_bar():
             trainer.train()
-    after = max(recall.history[1:], default=before)
-    if after <= before:  # nothing was gained
-        student = _student(libraries, folder, "cpu")
-    with no_progress_bar():
-        student.save(str(goal), create_model_card=False)
-    space = ClipEmbedder(goal).space
-    return Training(
-        goal, space, len(learned), len(judged), before, max(after, before), len(recall.history) - 1
-    )
+        after = max(recall.history[1:], default=before)
+        best = student if after > before else _student(libraries, folder, "cpu")
+        _save(best, Path(scratch, "model"), goal)
+    space, chance = ClipEmbedder(goal).space, 1 / len({path for path, _ in judged})
+    done = len(recall.history) - 1
+    return Training(goal, space, len(learned), len(judged), chance, before, max(after, before), done)
 
 
 def _source(model: str | Path) -> Path:
@@ -192,38 +193,65 @@ def _student(libraries: dict[str, Any], folder: Path, device: str) -> Any:  # no
         return libraries["model"](str(folder), device=device, local_files_only=True, trust_remote_code=False)
 
 
+def _loss(libraries: dict[str, Any], student: Any, scale: float, chunk_size: int) -> Any:  # noqa: ANN401
+    """Return the contrastive loss, in both directions, gradients cached `chunk_size` pairs at a time."""
+    return libraries["loss"](
+        student,
+        scale=scale,
+        mini_batch_size=chunk_size,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+
+
+def _save(model: Any, draft: Path, goal: Path) -> None:  # noqa: ANN401 - a SentenceTransformer
+    """Write a model's folder, which is there whole or not at all."""
+    with no_progress_bar():
+        model.save(str(draft), create_model_card=False)
+    draft.rename(goal)
+
+
 def _split(
     pairs: list[tuple[Path, str]], held_out: Sequence[Pair] | float, seed: int
 ) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Return pairs to learn from and pairs to judge by."""
+    """Return pairs to learn from and pairs to judge by, of other images."""
     if isinstance(held_out, (int, float)):
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must be a share between 0 and 1, or pairs, not {held_out}")
-        count = max(_FEWEST, round(len(pairs) * held_out))
-        order: list[int] = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-        judged, learned = [pairs[place] for place in order[:count]], [pairs[place] for place in order[count:]]
+        files = list(dict.fromkeys(path for path, _ in pairs))
+        order: list[int] = np.random.default_rng(seed).permutation(len(files)).tolist()
+        kept = {files[place] for place in order[: max(_FEWEST, round(len(files) * held_out))]}
+        learned = [pair for pair in pairs if pair[0] not in kept]
+        judged = [pair for pair in pairs if pair[0] in kept]
     else:
         learned, judged = pairs, [(Path(path), caption) for path, caption in held_out]
-    if min(len(learned), len(judged)) < _FEWEST:
-        raise ValueError(f"{len(learned)} pairs to learn from and {len(judged)} held out are too few")
+    sides = [{path for path, _ in side} for side in (learned, judged)]
+    if both := sides[0] & sides[1]:
+        raise ValueError(f"{min(both)} is to be learned from, and held out: keep it on one side")
+    if min(map(len, sides)) < _FEWEST:
+        raise ValueError(f"{len(sides[0])} images to learn from and {len(sides[1])} held out are too few")
     if empty := [path for path, caption in (*learned, *judged) if not caption.strip()]:
         raise ValueError(f"the caption of {empty[0]} is empty")
     return learned, judged
 
 
-def _open(path: Path, policy: ImagePolicy) -> Any:  # noqa: ANN401 - a PIL image
-    """Return an image as the embedder reads it. Raises ImageError that names the file."""
+def _open(path: Path, *, policy: ImagePolicy, spec: ImageSpec) -> Image.Image:
+    """Return an image as the embedder sees it, in the model's size, so that large batches of photos fit.
+
+    Raises ImageError that names the file.
+    """
     try:
-        return decode(path, read_encoded(path, policy), policy)
+        pixels = prepare_pixels(path, read_encoded(path, policy), spec, policy)
     except ImageError as error:
         raise ImageError(f"{path}: {error}", retryable=error.retryable) from None
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], policy: ImagePolicy) -> Any:  # noqa: ANN401
+def _dataset(libraries: dict[str, Any], pairs: list[tuple[Path, str]], open_image: _Open) -> Any:  # noqa: ANN401
     """Return pairs that are read when they are needed; a caption is marked as a text, whatever is in it."""
 
     def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [_open(Path(path), policy) for path in batch["image"]]
+        images = [open_image(Path(path)) for path in batch["image"]]
         return {"image": images, "caption": [{"text": caption} for caption in batch["caption"]]}
 
     rows = {"image": [str(path) for path, _ in pairs], "caption": [caption for _, caption in pairs]}
@@ -236,26 +264,29 @@ class _Recall:
     def __init__(
         self,
         pairs: list[tuple[Path, str]],
-        policy: ImagePolicy,
-        embedder: ClipEmbedder,
+        open_image: _Open,
         progress: Callable[[int, float], object] | None,
     ) -> None:
         super().__init__()
         self.primary_metric = _METRIC
         self.history: list[float] = []
-        self._pairs, self._policy, self._embedder, self._progress = pairs, policy, embedder, progress
+        self._open, self._progress = open_image, progress
+        self._files = list(dict.fromkeys(path for path, _ in pairs))
+        place = {path: place for place, path in enumerate(self._files)}
+        self._owners = np.array([place[path] for path, _ in pairs], np.int64)
+        self._captions = [{"text": caption} for _, caption in pairs]
 
     def __call__(self, model: Any, *_: object, **__: object) -> dict[str, float]:  # noqa: ANN401
-        rows = [self._rows(model, start) for start in range(0, len(self._pairs), _JUDGED)]
-        images, captions = (np.concatenate(part).astype(np.float32) for part in zip(*rows, strict=True))
-        found = evaluate_retrieval(self._embedder, images, captions)
+        blocks = [self._files[start : start + _JUDGED] for start in range(0, len(self._files), _JUDGED)]
+        images = [_vectors(model, [self._open(path) for path in block]) for block in blocks]
+        captions = _vectors(model, self._captions)
+        found = rank(np.concatenate(images), captions, self._owners, captions[:0])
         self.history.append((found.text_to_image(1) + found.image_to_text(1)) / 2)
         if self._progress is not None:
             self._progress(len(self.history) - 1, self.history[-1])
         return {_METRIC: self.history[-1]}
 
-    def _rows(self, model: Any, start: int) -> tuple[Float32, Float32]:  # noqa: ANN401
-        part = self._pairs[start : start + _JUDGED]
-        images = [_open(path, self._policy) for path, _ in part]
-        texts = [{"text": caption} for _, caption in part]
-        return model.encode(images, show_progress_bar=False), model.encode(texts, show_progress_bar=False)
+
+def _vectors(model: Any, inputs: list[Any]) -> Float32:  # noqa: ANN401
+    """Return the unit vectors of images or captions by the model as it is now."""
+    return unit_rows(model.encode(inputs, show_progress_bar=False).astype(np.float32))

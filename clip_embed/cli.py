@@ -17,6 +17,8 @@ import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, ImageBatchError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli import moving
+from clip_embed._cli.classify import classify
+from clip_embed._cli.evaluate import evaluate
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.models import models
@@ -29,7 +31,6 @@ from clip_embed._cli.visual import VISUAL_COMMANDS
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
 from clip_embed._relevance import GOOD
-from clip_embed._templates import TEMPLATES
 
 if TYPE_CHECKING:
     from clip_embed._cli.folder_index import FolderIndex
@@ -176,48 +177,6 @@ def _rate(embedder: ClipEmbedder, index: FolderIndex, text: str) -> Float32:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("labels", nargs=-1, required=True, metavar="LABEL LABEL...")
-@click.option("--other", metavar="LABEL", help="One more label, for photos that fit none of the others.")
-@click.option(
-    "--templates",
-    type=click.Choice(sorted(TEMPLATES)),
-    default="few",
-    show_default=True,
-    help="The sentences that labels are put into: 7 or 80.",
-)
-@model_option
-@json_option
-def classify(
-    folder: Path, labels: tuple[str, ...], other: str | None, templates: str, model: str | None, as_json: bool
-) -> None:
-    """Say for each photo below FOLDER which LABEL fits it best, without training.
-
-    The probabilities share a photo among the labels given: one that shows none of them gets one all
-    the same, unless --other names a label for it. Vectors are kept as by search; photos that cannot be
-    read are listed, and the exit code is 1.
-    """
-    wanted = [*labels, other] if other else list(labels)
-    if len(set(wanted)) < max(2, len(wanted)):
-        raise click.UsageError("give at least two labels, none of them twice")
-    name = model or default_model()
-    embedder = ClipEmbedder(name)
-    index = embed_folder(folder, name, embedder)
-    found = embedder.classify(index.vectors, labels, templates=templates, other=other)
-    best = zip(index.paths, found.best, found.probabilities.max(axis=1).tolist(), strict=True)
-    if as_json:
-        facts = zip(index.paths, found.best, found.probabilities.tolist(), strict=True)
-        rows = [
-            {"path": path, "label": label, "probabilities": dict(zip(found.labels, shares, strict=True))}
-            for path, label, shares in facts
-        ]
-        click.echo(json.dumps(rows, indent=1))
-    else:
-        click.echo(format_table(("photo", "label", "probability"), best, widest=4096))
-    report_failures(index.failures)
-
-
-@main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="PHOTOS")
 @click.option(
     "-o",
@@ -284,9 +243,11 @@ main.add_command(models)
 for _command in (
     *COMMANDS,
     *moving.COMMANDS,
+    classify,
     *VISUAL_COMMANDS,
     *FEWSHOT_COMMANDS,
     *MODERATION_COMMANDS,
+    evaluate,
     train,
 ):
     main.add_command(_command)

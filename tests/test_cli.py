@@ -367,9 +367,18 @@ def test_classify_names_a_label_for_each_photo(few_photos: Path, tmp_path: Path)
     assert "rest" in json.loads(wrong.stdout)[0]["probabilities"]
 
 
-@pytest.mark.parametrize("labels", [["car"], ["car", "car"]])
-def test_classify_needs_a_choice(labels: list[str], few_photos: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["car"], "give at least two labels"),
+        (["car", "panda", "car=auto"], "twice"),
+        (["car", "panda", "--other", "car"], "'car' stands twice"),
+        (["car", "panda="], "empty texts"),
+        (["car", "panda", "--multi", "--explain"], "leave out --multi"),
+    ],
+)
+def test_classify_needs_a_choice(labels: list[str], message: str, few_photos: Path) -> None:
     """One label, or the same twice, is wrong usage, told before the model loads."""
     result = run("classify", str(few_photos), *labels, "--model", "offline")
     assert result.exit_code == 2
-    assert "at least two labels, none of them twice" in result.stderr
+    assert message in result.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from clip_embed import ClipEmbedder, evaluate_retrieval, explain_labels
+from clip_embed._models.opening import default_model
 from clip_embed.cli import main
 from clip_embed.demo import photos
 
@@ -35,6 +37,27 @@ def run(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         return CliRunner().invoke(main, [str(each) for each in arguments])
 
     return invoke
+
+
+def test_classify_takes_words_several_labels_and_explains(run, album: Path) -> None:  # noqa: ANN001
+    """Each does what it does in Python, on the vectors of the same photos."""
+    words = {"first": ["red", "dark red"], "second": ["blue"]}
+    labels = [f"{label}={','.join(each)}" for label, each in words.items()]
+    answer = json.loads(run("classify", album, *labels, "--other", "rest", "--json").stdout)
+    paths = [str(album / row["path"]) for row in answer]
+    clip = ClipEmbedder(default_model())
+    expected = clip.classify(paths, words, other="rest")
+    assert tuple(row["label"] for row in answer) == expected.best
+    several = json.loads(run("classify", album, *labels, "--multi", "--json").stdout)
+    found = clip.classify(paths, words, multi=True)
+    assert [tuple(row["labels"]) for row in several] == found.above(0.5)
+    table = run("classify", album, *labels, "--multi")
+    assert table.stdout.count(f"{found.labels[0]} 0.") == sum("first" in row for row in found.above(0.5))
+    report = explain_labels(clip, paths, words, templates="many")
+    assert run("classify", album, *labels, "--templates", "many", "--explain").stdout == f"{report}\n"
+    facts = json.loads(run("classify", album, *labels, "--explain", "--json").stdout)
+    assert list(facts["agreement"]) == [row["path"] for row in answer]
+    assert (len(facts["templates"]), list(facts["spread"])) == (7, ["first", "second"])
 
 
 def test_similar_finds_the_photo_itself_and_its_copy(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
@@ -97,8 +120,16 @@ def test_fit_takes_labels_from_a_table(run, album: Path, tmp_path: Path) -> None
     facts = json.loads(run("fit", album, "-o", tmp_path / "x", "--labels", table, "--json").stdout)
     assert facts["labels"] == ["a", "b"]
     assert (facts["accuracy"]["images"], facts["accuracy"]["probe"]) == (3, None)
+    told = run("fit", album, "-o", tmp_path / "x", "--labels", table).stderr
+    assert f"1 files in {table} are no photos below {album}: gone.jpg" in told
     table.write_text("photo,label\n")
-    assert run("fit", album, "-o", tmp_path / "x", "--labels", table).exit_code == 2
+    assert (
+        "needs the columns file and label"
+        in run("fit", album, "-o", tmp_path / "x", "--labels", table).stderr
+    )
+    table.write_bytes("file,label\nfirst/größe.jpg,a\n".encode("latin-1"))
+    wrong = run("fit", album, "-o", tmp_path / "x", "--labels", table)
+    assert (wrong.exit_code, "is no CSV in UTF-8" in wrong.stderr) == (2, True)
     single = run("fit", album / "first", "-o", tmp_path / "y")
     assert single.exit_code == 1
     assert "two different labels" in single.stderr
@@ -161,3 +192,32 @@ def test_moderation_says_what_is_wrong_with_its_files(run, album: Path, tmp_path
     assert "no category" in run("calibrate", album, "--labels", table, "-o", policy).stderr
     table.write_text("file,label\nelsewhere.jpg,weapon\n")
     assert "is listed" in run("calibrate", album, "--labels", table, "-o", policy).stderr
+
+
+def test_evaluate_measures_pairs(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    """Recall is that of Python, several lines of one image are its captions, the broken one is named."""
+    captions = {path: [f"photo {path.stem}", path.stem] for path in photos()[:3]}
+    lines = [f"first/{path.name},{caption}" for path, each in captions.items() for caption in each]
+    table, others = album / "pairs.csv", tmp_path / "others.txt"
+    table.write_text("\n".join(["file,caption", *lines]) + "\n")
+    others.write_text("nothing\n\nnone of it\n")
+    clip = ClipEmbedder(default_model())
+    wanted = evaluate_retrieval(
+        clip, list(captions), captions.values(), distractors=["nothing", "none of it"]
+    )
+    assert run("evaluate", table, "--distractors", others).stdout == f"{wanted}\n"
+    facts = json.loads(run("evaluate", table, "--distractors", others, "--json").stdout)
+    assert (facts["images"], facts["captions"], facts["distractors"]) == (3, 6, 2)
+    assert facts["text_to_image"]["recall@1"] == wanted.text_to_image(1)
+    table.write_text("\n".join(["file,caption", *lines, "broken.jpg,nothing to see"]))
+    broken = run("evaluate", table)
+    assert broken.exit_code == 1
+    assert "3 images, 6 captions of theirs, 0 of no image; 1 images failed" in broken.stdout
+    assert "broken.jpg" in broken.stderr
+    table.write_text("file,caption\n")
+    assert "no image is left" in run("evaluate", table).stderr
+    others.write_bytes(b"\xff\xfe")
+    assert "is no text in UTF-8" in run("evaluate", table, "--distractors", others).stderr
+    table.write_text("path,text\na,b\n")
+    assert run("evaluate", table).exit_code == 2
+    table.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from clip_embed import Classifier, ClipEmbedder
 from clip_embed import fit as fit_classifier
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
+from clip_embed._cli.listed import read_labels
 from clip_embed._cli.table import format_table
 from clip_embed._models.opening import default_model
 
@@ -59,7 +59,7 @@ def fit(
     embedder = ClipEmbedder(name)
     index = embed_folder(folder, name, embedder)
     known = (
-        {path: label for path, label in read_labels(table) if label}
+        {path: labels[-1] for path, labels in read_labels(table, folder, index).items() if labels}
         if table
         else {path: path.split("/")[0] for path in index.paths if "/" in path}
     )
@@ -114,12 +114,3 @@ def predict(folder: Path, classifier: Path, model: str | None, as_json: bool) ->
 
 
 FEWSHOT_COMMANDS = (fit, predict)
-
-
-def read_labels(table: Path) -> list[tuple[str, str]]:
-    """Return (file, label) of each line. Raises click's error where the columns are not there."""
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise click.BadParameter(f"{table} needs the columns file and label", param_hint="--labels")
-        return [(row["file"], row["label"] or "") for row in reader]

@@ -11,8 +11,8 @@ import click
 from clip_embed import Calibration, ClipEmbedder, Decision, ModerationPolicy
 from clip_embed import calibrate as calibrate_policy
 from clip_embed import moderate as judge
-from clip_embed._cli.fewshot import read_labels
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
+from clip_embed._cli.listed import read_labels
 from clip_embed._cli.table import format_table
 from clip_embed._cli.visual import write_page
 from clip_embed._models.opening import default_model
@@ -127,12 +127,10 @@ def calibrate(
     are kept as by search; photos that cannot be read are listed, and the exit code is 1.
     """
     policy = _read_policy(file)
-    labels: dict[str, list[str]] = {}
-    for path, label in read_labels(table):
-        labels.setdefault(path, []).extend([label] if label else [])
     name = model or default_model()
     embedder = ClipEmbedder(name)
     index = embed_folder(folder, name, embedder)
+    labels = read_labels(table, folder, index)
     rows = [place for place, path in enumerate(index.paths) if path in labels]
     if not rows:
         raise click.BadParameter(f"no photo below {folder} is listed in {table}", param_hint="--labels")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 
 from clip_embed import train as train_model
 from clip_embed._cli.folder import json_option, model_option
+from clip_embed._cli.listed import read_table
 from clip_embed._models.opening import default_model
 
 
@@ -28,7 +28,7 @@ from clip_embed._models.opening import default_model
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the pairs that is kept to measure recall.",
+    help="Share of the images that is kept to measure recall.",
 )
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(min=1), help="At most.")
 @click.option(
@@ -65,7 +65,7 @@ def train(
     try:
         found = train_model(
             model or default_model(),
-            _read_pairs(table),
+            read_pairs(table),
             target,
             held_out=held_out,
             epochs=epochs,
@@ -84,9 +84,6 @@ def train(
         click.echo(f"{found.folder}: {found}")
 
 
-def _read_pairs(table: Path) -> list[tuple[Path, str]]:
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"file", "caption"} <= set(reader.fieldnames or ()):
-            raise click.BadParameter(f"{table} needs the columns file and caption", param_hint="PAIRS")
-        return [(table.parent / row["file"], row["caption"] or "") for row in reader]
+def read_pairs(table: Path) -> list[tuple[Path, str]]:
+    """Return file and caption of each line; files lie relative to the table."""
+    return [(table.parent / file, caption) for file, caption in read_table(table, "caption", "PAIRS")]

@@ -168,6 +168,20 @@ def test_several_labels_for_one_image() -> None:
     np.testing.assert_allclose(alone.probabilities[:, 0], found.probabilities[:, 1], atol=1e-6)
 
 
+def test_none_of_several_labels() -> None:
+    """With `multi` the label for none is as likely as that the likeliest of the others is not there."""
+    clip = ClipEmbedder(Colours())
+    green = np.full((8, 8, 3), (10, 250, 10), np.uint8)
+    found = clip.classify([RED, green], ["red", "blue"], multi=True, other="neither")
+    assert found.labels == ("red", "blue", "neither")
+    assert found.above(0.8) == [("red",), ("neither",)]
+    np.testing.assert_allclose(found.probabilities[:, 2], 1 - found.probabilities[:, :2].max(axis=1))
+    plain = clip.classify([RED, green], ["red", "blue"], multi=True)
+    np.testing.assert_array_equal(plain.probabilities, found.probabilities[:, :2])
+    with pytest.raises(ValueError, match="at least two labels"):
+        clip.classify([RED], [], multi=True, other="neither")
+
+
 def test_named_sets_of_templates() -> None:
     """The set "many" is 80 different sentences; a name that is none lists those that are."""
     model = Colours()

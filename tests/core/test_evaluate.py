@@ -115,3 +115,16 @@ def test_a_single_text_is_no_list_of_captions(clip: ClipEmbedder) -> None:
     """One str is not taken letter by letter."""
     with pytest.raises(TypeError, match="captions must be a list"):
         evaluate_retrieval(clip, rows(3, 0), "abc")
+
+
+@pytest.mark.parametrize("bad", [0, np.nan, np.inf])
+def test_a_row_without_a_vector_is_no_hit(clip: ClipEmbedder, bad: float) -> None:
+    """NaN, which stands for an image that failed, would compare as if it came first: it is refused."""
+    images, captions, broken = rows(4, 0), rows(4, 1), rows(4, 2)
+    broken[2] = bad
+    with pytest.raises(ValueError, match="image 2 has no vector"):
+        evaluate_retrieval(clip, broken, captions)
+    with pytest.raises(ValueError, match="caption 2 has no vector"):
+        evaluate_retrieval(clip, images, broken)
+    with pytest.raises(ValueError, match="distractor 2 has no vector"):
+        evaluate_retrieval(clip, images, captions, distractors=broken)

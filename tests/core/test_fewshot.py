@@ -177,8 +177,10 @@ def test_wrong_examples_are_refused(clip: ClipEmbedder) -> None:
     """One label, labels that are no list, a wrong number of them, no direction, an unknown method."""
     with pytest.raises(ValueError, match="two different labels"):
         fit(clip, E[:2], ["a", "a"])
-    with pytest.raises(ValueError, match="none empty"):
+    with pytest.raises(ValueError, match="label 1 must be a text that is not empty, not ' '"):
         fit(clip, E[:2], ["a", " "])
+    with pytest.raises(ValueError, match="label 1 must be a text that is not empty, not nan"):
+        fit(clip, E[:2], ["a", np.nan])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="one text for each image"):
         fit(clip, E[:2], "ab")
     with pytest.raises(ValueError, match="3 images need as many labels, not 2"):
