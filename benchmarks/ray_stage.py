@@ -155,9 +155,18 @@ def both(model: str, folder: Path, paths: list[str], cpus: int) -> dict[str, Any
 @click.option("--model", default="offline", show_default=True)
 @click.option("--cpus", default=2, show_default=True, help="Cores that Ray is told of.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path, exists=True), help="Leave the vectors in this folder."
+)
 @click.option("--only-ray", type=click.Path(path_type=Path), hidden=True)
 def main(
-    cache: Path | None, images: int, model: str, cpus: int, out: Path | None, only_ray: Path | None
+    cache: Path | None,
+    images: int,
+    model: str,
+    cpus: int,
+    out: Path | None,
+    keep: Path | None,
+    only_ray: Path | None,
 ) -> None:
     """Print and keep what Ray adds."""
     if only_ray:
@@ -166,7 +175,7 @@ def main(
         raise click.UsageError("--cache is needed")
     paths = make_files(cache / "ray-1", images)
     with tempfile.TemporaryDirectory() as folder:
-        found = both(model, Path(folder), paths, cpus)
+        found = both(model, keep or Path(folder), paths, cpus)
     for side in ("alone", "ray"):
         rate, cpu = images / found[side]["wall_s"], 1000 * found[side]["cpu_s"] / images
         print(f"{side:6s} {rate:6.1f} images/s, {cpu:5.1f} ms of CPU an image")
