@@ -2,9 +2,9 @@
 
     python examples/ray_ingest.py PHOTOS http://qdrant:6333 photos
 
-Runs on a node of the cluster, where RAY_ADDRESS or a running raylet says so; else on this machine alone. Every
-node sees the photos under the same path. Run it again at any time: what is stored and unchanged is skipped.
-CLIP_EMBED_MODEL chooses the model of a new collection.
+Runs on a node of the cluster, where RAY_ADDRESS or a running raylet says so; else on this machine alone.
+Every node sees the photos under the same path. Run it again at any time: what is stored and unchanged is
+skipped. CLIP_EMBED_MODEL chooses the model of a new collection.
 """
 
 import sys
