@@ -84,7 +84,7 @@ def with_ray(model: str, folder: Path, cpus: int) -> None:
         clip = ClipEmbedder(model, cache=None)
         embed(dataset, "path", model=clip, concurrency=2, num_cpus=1).write_parquet(str(folder / "ray"))
 
-    start = Cost.of(lambda: ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False))
+    start = Cost.of(lambda: ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False))
     ray.data.DataContext.get_current().enable_progress_bars = False
     print(json.dumps({"start_s": start.wall_s, "run": asdict(Cost.of(run))}))
 

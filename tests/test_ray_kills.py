@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,24 +132,23 @@ def test_nothing_is_lost_from_a_dataset(cluster: Any, table: pa.Table, tmp_path:
 
 
 @pytest.mark.parametrize("act", [_kill_a_worker, _remove_a_node], ids=["worker", "node"])
-def test_nothing_is_lost_from_a_collection(cluster: Any, table: pa.Table, tmp_path: Path, act: Any) -> None:  # noqa: ANN401
+def test_nothing_is_lost_from_a_collection(
+    cluster: Any,
+    table: pa.Table,
+    tmp_path: Path,
+    qdrant: Any,
+    act: Any,  # noqa: ANN401
+) -> None:
     """Every image is one point, whatever was written twice, and a second run finds nothing to do."""
-    spec = importlib.util.spec_from_file_location("qdrant_wire", Path(__file__).parent / "qdrant" / "wire.py")
-    assert spec
-    assert spec.loader
-    wire = importlib.util.module_from_spec(spec)
-    sys.modules["qdrant_wire"] = wire
-    spec.loader.exec_module(wire)
     seen, done = tmp_path / "seen", list[str]()
     seen.mkdir()
-    with wire.serve() as server:
-        killer = _once_it_runs(seen, lambda: act(cluster, seen), done)
-        where: dict[str, Any] = {"model": SlowModel(seen), "grpc_port": server.grpc_port}
-        report = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
-        killer.join()
-        good = IMAGES - IMAGES // 100
-        points = server.engine.count("photos").count
-        again = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
+    killer = _once_it_runs(seen, lambda: act(cluster, seen), done)
+    where: dict[str, Any] = {"model": SlowModel(seen), "grpc_port": qdrant.grpc_port}
+    report = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
+    killer.join()
+    good = IMAGES - IMAGES // 100
+    points = qdrant.engine.count("photos").count
+    again = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
     print(f"\nkilled {done[0]}: {points:,} points of {good:,}; first: {report}; second: {again}")
     assert points == good
     assert (again.seen, again.skipped, again.written, len(again.failed)) == (IMAGES, good, 0, IMAGES // 100)

@@ -93,6 +93,7 @@ def run(name: str, folder: Path) -> None:
     environment = os.environ | {
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_SUBMIT_ARGS": "--master local[2] --conf spark.ui.enabled=false pyspark-shell",
+        "RAY_ADDRESS": "local",  # not one that a cluster of somebody else left behind
         "RAY_USAGE_STATS_ENABLED": "0",
         "DO_NOT_TRACK": "true",
     }
