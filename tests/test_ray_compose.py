@@ -1,4 +1,4 @@
-"""The Ray of examples/docker-compose.yml: its very commands, as processes of this machine, and its program."""
+"""The Ray of examples/docker-compose.yml: its commands as processes of this machine, and its program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clip_embed_qdrant import ImageStore
 
 pytestmark = [pytest.mark.stress, pytest.mark.filterwarnings("ignore")]
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def address() -> Iterator[str]:
         started: list[subprocess.Popen[bytes]] = []
         try:
             for command in (head, worker, worker):
-                started.append(subprocess.Popen([RAY, *command[1:]], env=os.environ | settings))  # noqa: S603
+                started.append(subprocess.Popen([*RAY, *command[1:]], env=os.environ | settings))  # noqa: S603
                 _wait_for(node, port)
             yield f"{node}:{port}"
         finally:
@@ -69,7 +69,7 @@ def _wait_for(node: str, port: int) -> None:
 
 
 def test_a_folder_goes_into_a_collection(address: str, qdrant: Any, tmp_path: Path) -> None:  # noqa: ANN401
-    """Every photo is a point, the workers' runs again write none, and `ImageStore` finds the same keys and states."""
+    """Every photo is a point; a second run writes none, and `ImageStore` finds the same keys and states."""
     folder = photos()[0].parent
     wanted = [path for path in photos() if path.suffix in {".jpg", ".png", ".webp"}]
     settings = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "CLIP_EMBED_MODEL": "offline"}

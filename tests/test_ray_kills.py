@@ -133,11 +133,11 @@ def test_nothing_is_lost_from_a_dataset(cluster: Any, table: pa.Table, tmp_path:
 
 @pytest.mark.parametrize("act", [_kill_a_worker, _remove_a_node], ids=["worker", "node"])
 def test_nothing_is_lost_from_a_collection(
-    cluster: Any,
+    cluster: Any,  # noqa: ANN401
     table: pa.Table,
     tmp_path: Path,
-    qdrant: Any,
-    act: Any,  # noqa: ANN401
+    qdrant: Any,  # noqa: ANN401
+    act: Callable[[Any, Path], str],
 ) -> None:
     """Every image is one point, whatever was written twice, and a second run finds nothing to do."""
     seen, done = tmp_path / "seen", list[str]()
