@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ def address() -> Iterator[str]:
 def _wait_for(node: str, port: int) -> None:
     for _ in range(300):
         with socket.socket() as trial:
-            trial.settimeout(0.2)
             if trial.connect_ex((node, port)) == 0:
                 return
+        time.sleep(0.2)
     raise AssertionError("Ray did not start")
 
 
