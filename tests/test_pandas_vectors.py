@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_vectors_are_not_copied(frame: Any) -> None:  # noqa: ANN401
     assert cp.to_numpy(column.iloc[2:]).ctypes.data == address + 2 * 16 * 4
     polars = pytest.importorskip("polars")
     assert polars.Series(array).to_arrow().values.buffers()[1].address == address
+
+
+def test_a_search_copies_no_vectors() -> None:
+    """It takes a few numbers for each row; of a column in parts and of one seen from the middle too."""
+    clip = ClipEmbedder(FakeModel(dim=64))
+    rows = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
+    frame = pd.DataFrame({"e": vectors_of(rows, clip)})
+    for data in (frame, pd.concat([frame, frame]), frame.iloc[1000:]):
+        cp.search(data, "red", embedder=clip)
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        cp.search(data, "red", embedder=clip)
+        taken = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
+        tracemalloc.stop()
+        assert taken < len(data) * rows.itemsize * 64 / 10
 
 
 def test_duckdb_reads_the_frame(frame: Any) -> None:  # noqa: ANN401
