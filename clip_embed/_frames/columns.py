@@ -27,7 +27,7 @@ def choose(names: Sequence[object], contents: Sequence[Content], wanted: Sequenc
     """
     for kind in wanted:
         found = [place for place, each in enumerate(contents) if each == kind]
-        if not found and kind == "images" and contents.count("nothing") == 1:
+        if not found and kind == "images" and "texts" not in contents and contents.count("nothing") == 1:
             found = [contents.index("nothing")]  # without a value it cannot show what it is for
         if len(found) == 1:
             return found[0]
