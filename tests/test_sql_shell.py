@@ -118,6 +118,17 @@ def test_the_commands(
     assert "not there" not in page.read_text()
 
 
+def test_a_command_that_does_nothing_says_why(
+    con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that there is not, or the schema of a table that there is not, is an error that names it."""
+    type_in(con, ENTER.join([".dump", ".schema nothing", ".quit", ""]))
+    shown = capsys.readouterr()
+    assert "there is no command .dump; .help lists" in shown.err
+    assert "there is no table or view called nothing" in shown.err
+    assert "A statement ends" not in shown.out
+
+
 def test_a_page_that_cannot_be_written_does_not_end_the_session(
     con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,14 +107,19 @@ class Shell:
         if command == ".tables":
             self._run(_TABLES)
         elif command == ".schema":
-            for (sql,) in self._runner.connection.execute(_SCHEMA, [argument]).fetchall():
+            made = self._runner.connection.execute(_SCHEMA, [argument]).fetchall()
+            for (sql,) in made:
                 click.echo(printable(sql))
+            if argument and not made:
+                raise ClipEmbedError(f"there is no table or view called {argument}")
         elif command == ".html":
             file = Path(argument).expanduser().resolve()
             self._runner.writers = [*self._writers, self._make_page(file)] if argument else self._writers
             click.echo(f"Page: {file}" if argument else "No page.")
-        else:
+        elif command == ".help":
             click.echo(HELP)
+        else:
+            raise ClipEmbedError(f"there is no command {command}; .help lists those there are")
         return True
 
     def _run(self, text: str) -> None:
