@@ -269,7 +269,7 @@ def test_a_text_is_never_a_path(con: duckdb.DuckDBPyConnection, tmp_path: Path) 
             r"clip_score: the image must be a BLOB .* or a vector FLOAT\[16\] or TINYINT\[16\], not INTEGER",
         ),
         ("clip_sim(DATE '2020-01-01', 'x')", "clip_sim: the image must be .*, not DATE$"),
-        ("clip_image(MAP {'a': 1.5})", r"clip_image: the image must be .*, not MAP\(VARCHAR, DECIMAL\(2,1\)\)$"),
+        ("clip_image(MAP {'a': 1.5})", r"clip_image: .*, not MAP\(VARCHAR, DECIMAL\(2,1\)\)$"),
         ("clip_error(union_value(a := 'x'::BLOB))", r"clip_error: .*, not UNION\(a BLOB\)$"),
         ("clip_error(TIMESTAMP '2020-01-01')", "clip_error: .*, not TIMESTAMP$"),
         ("clip_image([1, 2])", r"clip_image: the image must be .*, not INTEGER\[\]"),
