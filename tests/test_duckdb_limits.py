@@ -228,3 +228,15 @@ def test_vectors_on_their_way_in_and_out(con: duckdb.DuckDBPyConnection) -> None
     back = cast("Any", table["v"]).combine_chunks()
     assert (len(back.flatten()), len(back.values), len(back.slice(2).values)) == (32, 48, 48)
     con.unregister("arrow")
+
+
+def test_arrays_of_polars_are_vectors(con: duckdb.DuckDBPyConnection) -> None:
+    """polars' Array arrives as FLOAT[d], and clip_image gives one back."""
+    polars = pytest.importorskip("polars")
+    register(con, ClipEmbedder(FakeModel()))
+    con.register("frame", polars.DataFrame({"v": np.ones((2, 16), np.float32)}))
+    rows = con.execute("SELECT typeof(v), count(clip_score(v, 'red')) FROM frame GROUP BY ALL").fetchall()
+    assert rows == [("FLOAT[16]", 2)]
+    back = con.sql("SELECT clip_image(v) AS v FROM frame").pl()["v"]
+    assert back.dtype == polars.Array(polars.Float32, 16)
+    con.unregister("frame")
