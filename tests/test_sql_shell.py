@@ -41,7 +41,7 @@ from clip_embed.cli import main
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
 
-CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_R, ENTER, UP = "\x03", "\x04", "\x12", "\r", "\x1b[A"
 
 
 @pytest.fixture
@@ -69,6 +69,17 @@ def type_in(con: duckdb.DuckDBPyConnection, text: str) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_EMBED_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("leave", [CTRL_C, ENTER], ids=["Ctrl-C", "Enter"])
+def test_a_search_that_finds_nothing(
+    con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str], leave: str
+) -> None:
+    """However Ctrl-R is left, the session goes on, without a traceback."""
+    type_in(con, f"{CTRL_R}nothing{leave}{leave}SELECT 'last' || 2;{ENTER}")
+    shown = capsys.readouterr()
+    assert "last2" in shown.out
+    assert "Unhandled" not in shown.out + shown.err
 
 
 def test_a_statement_may_take_several_lines(
@@ -341,10 +352,15 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
 
 
 def test_on_a_terminal() -> None:
-    """Ctrl-C stops a query that would take hours and not the session, which Ctrl-D ends with code 0."""
+    """Ctrl-R brings a statement back; Ctrl-C stops a query that would take hours; Ctrl-D ends with code 0."""
     with terminal() as shell:
         shell.wait_for("memory>")
         shell.type("SELECT 'ready' || 1;\r")
+        shell.wait_for("ready1")
+        shell.wait_for("memory>")
+        shell.type(CTRL_R)
+        shell.wait_for("search")
+        shell.type(f"ready{ENTER}{ENTER}")
         shell.wait_for("ready1")
         shell.type("SELECT 'begun'; SELECT count(*) FROM range(1000000000000) WHERE range % 3 = 7;\r")
         shell.wait_for("│ begun")
