@@ -216,6 +216,14 @@ def test_a_name_that_is_not_utf8(few_photos: Path, tmp_path: Path) -> None:
     assert "Embedded" not in result.stderr
 
 
+def test_the_starter_policy_leaves_harmless_photos_alone() -> None:
+    """None of the demo's photos shows what it looks for, and it flags at most one in ten."""
+    result = run("moderate", str(photos()[0].parent), "--model", "offline", "--json")
+    verdicts = [row["verdict"] for row in json.loads(result.stdout)]
+    assert len(verdicts) == len(photos())
+    assert verdicts.count("flag") <= len(verdicts) / 10
+
+
 def test_nothing_in_a_folder_is_passed_over(
     few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
