@@ -68,7 +68,7 @@ def frames(draw: st.DrawFn) -> Any:  # noqa: ANN401
     if levels:
         frame.index = pd.MultiIndex.from_arrays(levels) if len(levels) > 1 else levels[0]
     cut = draw(st.integers(0, n))  # in two parts, as after `concat`, and seen from the middle
-    return pd.concat([frame[:cut], frame[cut:]])[draw(st.integers(0, n)) :]
+    return pd.concat([frame.iloc[:cut], frame.iloc[cut:]]).iloc[draw(st.integers(0, n)) :]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -79,7 +79,7 @@ def _has_name(dtype: Any) -> bool:  # noqa: ANN401
         return True
     try:
         pd.api.types.pandas_dtype(str(dtype))
-    except (TypeError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):
         return False
     return True
 
