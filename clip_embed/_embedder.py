@@ -211,6 +211,16 @@ class ClipEmbedder:
             workers=workers,
         )
 
+    def prepare_image(self, image: ImageInput) -> UInt8:
+        """Return what the model takes of one image, uint8 (height, width, 3); the cache is not asked.
+
+        `clip_embed.arrow.prepare` does it for columns, on all cores. Raises ImageError.
+        """
+        self._towers.check_process()
+        pixels = self._open_towers(self._policy, None).prepare(image).pixels
+        assert pixels is not None  # noqa: S101 - without a cache nothing is known already
+        return pixels
+
     def profile(self, images: Images) -> Profile:
         """Measure where the time from these images to vectors goes; `print` shows it with a verdict.
 

@@ -85,6 +85,15 @@ def _read_category(row: dict[str, Any]) -> Category:
     return Category(row["name"], shows, against, row["threshold"])
 
 
+# What most photos show: without it, whatever is nearer to a burning car than to a sunset would be a fire.
+_PLAIN = (
+    "a photo of a thing",
+    "a photo of a place",
+    "a photo of a person",
+    "a photo of an animal",
+    "a photo of food",
+    "a photo",
+)
 _STARTER = ModerationPolicy(
     (
         Category(
@@ -94,22 +103,30 @@ _STARTER = ModerationPolicy(
                 "a photo of a person holding a rifle",
                 "a close look at a knife used as a weapon",
             ),
-            ("a photo of a tool", "a photo of kitchenware", "a photo of a person with a camera", "a photo"),
+            ("a photo of a tool", "a photo of kitchenware", "a photo of a person with a camera", *_PLAIN),
         ),
         Category(
             "fire",
             ("a photo of a burning building", "a photo of a car on fire", "a photo of a wildfire"),
-            ("a photo of a sunset", "a photo of autumn leaves", "a photo of a candle", "a photo"),
+            (
+                "a photo of a building",
+                "a photo of a car",
+                "a photo of a forest",
+                "a photo of a sunset",
+                "a photo of autumn leaves",
+                "a photo of a candle",
+                *_PLAIN,
+            ),
         ),
         Category(
             "alcohol and tobacco",
             ("a photo of a bottle of wine", "a photo of a glass of beer", "a photo of a burning cigarette"),
-            ("a photo of a bottle of water", "a photo of a cup of coffee", "a photo of a pen", "a photo"),
+            ("a photo of a bottle of water", "a photo of a cup of coffee", "a photo of a pen", *_PLAIN),
         ),
         Category(
             "text instead of a picture",
             ("a screenshot of text", "a photo of a document", "a meme with a caption"),
-            ("a photo of an animal", "a photo of a place", "a photo of a thing", "a photo"),
+            _PLAIN,
         ),
     )
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import SupportsIndex
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,10 +17,16 @@ LEAST_CANDIDATES = 100
 _BLOCK = 1024
 
 
+def check_count(k: SupportsIndex) -> int:
+    """Return how many are asked for, an int or one of numpy. Raises ValueError for anything else."""
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k must be a whole number from 1, not {k!r}")
+    return int(k)
+
+
 def best(scores: Float32, k: int) -> Places:
     """Return the places of the k largest of n scores, largest first; of equals the first, no NaN."""
-    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"k must be a whole number from 1, not {k!r}")
+    k = check_count(k)
     order = -scores
     least = np.partition(order, k - 1)[k - 1] if k < len(order) else np.nan
     places = np.flatnonzero(~np.isnan(order) if np.isnan(least) else order <= least)

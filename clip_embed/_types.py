@@ -43,6 +43,18 @@ class ImageSpec:
                 "a spec with one number for size needs crop, pad or prepare: images would differ in shape"
             )
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of every image that the model takes."""
+        if self.prepare is not None:
+            from PIL import Image
+
+            height, width = self.prepare(Image.new("RGB", (64, 64))).shape[:2]
+            return height, width
+        if self.crop and not self.pad:
+            return self.crop
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:

@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from clip_embed._embedder import ClipEmbedder, Images
 from clip_embed._evaluate import images_with_vectors
-from clip_embed._ranking import LEAST_CANDIDATES, Places, best, cover, diversify, group_alike, steer
+from clip_embed._ranking import (
+    LEAST_CANDIDATES,
+    Places,
+    best,
+    check_count,
+    cover,
+    diversify,
+    group_alike,
+    steer,
+)
 from clip_embed._types import Float32, ImageFailure
 from clip_embed._vectors import Vectors, given_vectors
 
@@ -112,8 +121,7 @@ def diverse(embedder: ClipEmbedder, images: Images | Vectors, k: int = 10) -> Ma
     The first is the most typical one, each next the one least like those before. A score is the cosine
     similarity to the nearest of those, NaN for the first. `images` as in `similar`; time grows with n × k.
     """
-    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"k must be a whole number from 1, not {k!r}")
+    k = check_count(k)
     vectors, kept, failures = images_with_vectors(embedder, images)
     usable = np.flatnonzero(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     places, cosines = cover(vectors[usable], k)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from queue import SimpleQueue
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -11,13 +13,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._engine.cores import limit_torch, usable_cores
+from clip_embed._engine.pool import Pool
 from clip_embed._frames.embedding import embed_rows
+from clip_embed._images.source import Pixels
 from clip_embed._stamp import Stamp, check_stamp
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
-from clip_embed.errors import SpaceMismatch
+from clip_embed.errors import ImageError, SpaceMismatch
 
-__all__ = ["embed_images", "image_values", "read_vectors", "stamp_vectors", "vector_array", "vector_type"]
+__all__ = [
+    "embed_images",
+    "encode",
+    "image_values",
+    "prepare",
+    "read_vectors",
+    "stamp_vectors",
+    "vector_array",
+    "vector_type",
+]
 
 _STAMP = b"clip_embed"
 _read_stamp = lru_cache(8)(Stamp.from_json)
@@ -36,6 +50,74 @@ def embed_images(column: Column, embedder: ClipEmbedder) -> tuple[Vectors, pa.St
     present = (([row], value) for row, value in enumerate(image_values(column)) if value is not None)
     rows, valid, reasons = embed_rows(present, len(column), embedder)
     return vector_array(rows, valid), pa.array(reasons, pa.string())
+
+
+def prepare(column: Column, embedder: ClipEmbedder) -> tuple[pa.FixedSizeBinaryArray, pa.StringArray]:
+    """Do the first half of `embed_images`, which needs no GPU: (pixels, why each image failed).
+
+    Each of the n pixels is the model's uint8 (height, width, 3) as bytes, for `encode` with an embedder of
+    the same model, perhaps on another machine; 150,528 bytes an image for 224 × 224. `column`, nulls,
+    failures and errors are as in `embed_images`; no cache is asked.
+    """
+    image_values(column)  # refuses what holds no images
+    height, width = embedder.model.image_spec.shape
+    rows = np.zeros((len(column), height, width, 3), np.uint8)
+    valid = np.zeros(len(column), np.bool_)
+    reasons: list[str | None] = [None] * len(column)
+
+    def put(row: int) -> None:
+        try:
+            (image,) = image_values(column.slice(row, 1))
+            if image is not None:
+                rows[row], valid[row] = embedder.prepare_image(image), True
+        except ImageError as error:
+            reasons[row] = str(error)
+
+    workers = embedder.settings.workers
+    _for_each(range(len(column)), put, usable_cores() if workers == "auto" else workers)
+    buffers = [pa.array(valid).buffers()[1], pa.py_buffer(cast("Any", rows))]
+    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(height * width * 3), len(column), buffers)
+    return cast("pa.FixedSizeBinaryArray", pixels), pa.array(reasons, pa.string())
+
+
+def _for_each(rows: range, put: Callable[[int], None], workers: int) -> None:
+    """Call `put` for each row, in so many threads."""
+    finished: SimpleQueue[Future[None]] = SimpleQueue()
+    pool = Pool(workers, partial(limit_torch, 1))
+    try:
+        for row in rows:
+            pool.submit(partial(put, row), finished.put)
+        for _ in rows:
+            finished.get().result()
+    finally:
+        pool.close()
+
+
+def encode(pixels: Column, embedder: ClipEmbedder) -> tuple[Vectors, pa.StringArray]:
+    """Do the second half of `embed_images`: a column of n pixels, as `prepare` gives it, to vectors.
+
+    Returns as `embed_images`, null for null. The pixels are binary of any kind. Raises ValueError where an
+    image is of another size than the model's, TypeError for a column that is not binary.
+    """
+    if not (_is_bytes(pixels.type) or pa.types.is_fixed_size_binary(pixels.type)):
+        raise TypeError(f"a column of {pixels.type} holds no pixels: give what `prepare` made")
+    rows, valid, reasons = embed_rows(_pixels(pixels, embedder), len(pixels), embedder)
+    return vector_array(rows, valid), pa.array(reasons, pa.string())
+
+
+def _pixels(column: Column, embedder: ClipEmbedder) -> Iterator[tuple[list[int], Pixels]]:
+    """Yield the images of a column with their row, none for null; they are not copied."""
+    height, width = embedder.model.image_spec.shape
+    for row, scalar in enumerate(column):
+        buffer = scalar.as_buffer()
+        if buffer is None:
+            continue
+        if buffer.size != height * width * 3:
+            raise ValueError(
+                f"row {row} has {buffer.size:,} bytes; {embedder.name} takes uint8 ({height}, {width}, 3), "
+                f"{height * width * 3:,} bytes: prepare images with the model that encodes them"
+            )
+        yield [row], Pixels(np.frombuffer(buffer, np.uint8).reshape(height, width, 3))
 
 
 def vector_array(rows: Float32, valid: Bools) -> Vectors:

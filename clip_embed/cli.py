@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clip_embed import ClipEmbedder, ClipEmbedError, MissingExtra, __version__, fit_relevance
+from clip_embed import ClipEmbedder, ClipEmbedError, ImageBatchError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli import moving
 from clip_embed._cli.classify import classify
 from clip_embed._cli.evaluate import evaluate
@@ -57,6 +57,9 @@ class _Group(click.Group):
                 raise
             extra = "all" if ctx.invoked_subcommand == "demo" else _EXTRAS[library]
             raise click.ClickException(str(MissingExtra(library, extra, "this command"))) from error
+        except ImageBatchError as error:  # its text says what a program could do
+            lines = [f"{failure.source}: {failure.reason}" for failure in error.failures]
+            raise click.ClickException("\n  ".join(lines)) from error
         except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
             raise
         except (ClipEmbedError, OSError) as error:
@@ -135,6 +138,8 @@ def search(
     """
     from clip_embed._cli.gallery import Tile, write_gallery
 
+    if not text.strip():
+        raise click.UsageError("TEXT is empty: say what to look for")
     if is_store(where):
         if relevance:
             raise click.UsageError("--relevance is for folders of photos")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +44,20 @@ def _ctrl_c() -> None:
     """Let Ctrl-C do what it does at a terminal: a shell has what it runs in the background ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def qdrant() -> Iterator[Any]:
+    """A Qdrant server on ports of its own: `.url`, `.grpc_port`, and faults (tests/qdrant/wire.py)."""
+    if "qdrant_wire" not in sys.modules:
+        file = Path(__file__).parent / "qdrant" / "wire.py"
+        spec = importlib.util.spec_from_file_location("qdrant_wire", file)
+        assert spec
+        assert spec.loader
+        sys.modules["qdrant_wire"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    with sys.modules["qdrant_wire"].serve() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -216,6 +216,41 @@ def test_a_name_that_is_not_utf8(few_photos: Path, tmp_path: Path) -> None:
     assert "Embedded" not in result.stderr
 
 
+def test_the_starter_policy_leaves_harmless_photos_alone() -> None:
+    """None of the demo's photos shows what it looks for, and it flags at most one in ten."""
+    result = run("moderate", str(photos()[0].parent), "--model", "offline", "--json")
+    verdicts = [row["verdict"] for row in json.loads(result.stdout)]
+    assert len(verdicts) == len(photos())
+    assert verdicts.count("flag") <= len(verdicts) / 10
+
+
+def test_nothing_in_a_folder_is_passed_over(
+    few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to nothing, a pipe, a folder without permission: each is listed with its reason."""
+    folder = tmp_path / "odd"
+    shutil.copytree(few_photos / "below", folder)
+    (folder / "gone.jpg").symlink_to(tmp_path / "no such file")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "phone.HEIC").write_bytes(b"this is no picture")
+    (folder / "folder.jpg").mkdir()
+    (folder / "secret").mkdir()
+    scandir = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    result = run("search", str(folder), "a car", "--model", "offline", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)) == 1
+    for name in ("gone.jpg: no such file", "pipe.png: ", "phone.HEIC: not an image", "secret: "):
+        assert f"{folder}/{name}" in result.stderr
+    assert "4 photos could not be used" in result.stderr
+
+
 def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle: the next run embeds only the rest."""
     for number in range(40):
@@ -233,6 +268,17 @@ def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Pa
     again = index_folder(tmp_path, found, embedder, lambda *_: None)
     assert len(again.paths) == 40
     assert 0 < again.embedded < 40
+
+
+def test_what_cannot_be_looked_for_is_said_in_the_users_words(few_photos: Path) -> None:
+    """An empty text is a wrong usage; an example that is broken is named, without a word for programmers."""
+    empty = run("search", str(few_photos), " ", "--model", "offline")
+    assert (empty.exit_code, "TEXT is empty" in empty.stderr) == (2, True)
+    broken = few_photos / "broken.jpg"
+    result = run("similar", str(few_photos), str(broken), "--model", "offline")
+    assert result.exit_code == 1
+    assert f"Error: {broken}: cannot decode" in result.stderr
+    assert "stream_images" not in result.stderr
 
 
 def test_errors_of_the_system_are_one_line(few_photos: Path) -> None:

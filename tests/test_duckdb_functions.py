@@ -57,14 +57,34 @@ def scores(con: duckdb.DuckDBPyConnection, query: str) -> list[float]:
     return [row[0] for row in con.execute(query).fetchall()]
 
 
-def test_the_plain_query_lists_the_best_match_first(photos: duckdb.DuckDBPyConnection) -> None:
-    """SELECT * … ORDER BY clip_sim(img, 'red car'): red first, corrupt and NULL images last."""
-    names = [
-        row[0] for row in photos.execute("SELECT * FROM photos ORDER BY clip_sim(img, 'red car')").fetchall()
-    ]
-    assert names[0] == "red"
-    assert names[1] == "orange"
-    assert set(names[-2:]) == {"corrupt", "null"}
+@pytest.mark.parametrize(
+    "image",
+    [
+        "img",
+        "file",
+        "{'bytes': img, 'path': 'elsewhere.jpg'}",
+        "{'bytes': NULL::BLOB, 'path': file}",
+        "clip_image(img)",
+        "clip_image(img)::DOUBLE[]",
+    ],
+    ids=["BLOB", "path", "bytes in a STRUCT", "path in a STRUCT", "stored", "stored as DOUBLE"],
+)
+def test_the_plain_query_lists_the_best_match_first(
+    photos: duckdb.DuckDBPyConnection, tmp_path: Path, image: str
+) -> None:
+    """SELECT * … ORDER BY clip_sim(img, 'red car'): the library's order, corrupt and NULL images last."""
+    for name, content in photos.execute("FROM photos WHERE img IS NOT NULL").fetchall():
+        (tmp_path / name).write_bytes(content)
+    photos.execute(
+        f"CREATE OR REPLACE TABLE photos AS SELECT name, {image} AS img FROM "
+        f"(SELECT *, if(img IS NULL, NULL, '{tmp_path}/' || name) AS file FROM photos)"
+    )
+    rows = photos.execute("SELECT * FROM photos ORDER BY clip_sim(img, 'red car')").fetchall()
+    scored = ClipEmbedder(FakeModel()).scores([picture(colour, "JPEG") for colour in COLOURS], ["red car"])
+    expected = [COLOURS[number] for number in np.argsort(-scored[:, 0])]
+    assert expected[0] == "red"
+    assert [row[0] for row in rows[:-2]] == expected
+    assert {row[0] for row in rows[-2:]} == {"corrupt", "null"}
 
 
 def test_sim_ascending_is_score_descending(con: duckdb.DuckDBPyConnection) -> None:
@@ -268,7 +288,10 @@ def test_a_text_is_never_a_path(con: duckdb.DuckDBPyConnection, tmp_path: Path) 
             "clip_score(1, 'x')",
             r"clip_score: the image must be a BLOB .* or a vector FLOAT\[16\] or TINYINT\[16\], not INTEGER",
         ),
-        ("clip_sim(DATE '2020-01-01', 'x')", "clip_sim: the image must be .*, not DATE32"),
+        ("clip_sim(DATE '2020-01-01', 'x')", "clip_sim: the image must be .*, not DATE$"),
+        ("clip_image(MAP {'a': 1.5})", r"clip_image: .*, not MAP\(VARCHAR, DECIMAL\(2,1\)\)$"),
+        ("clip_error(union_value(a := 'x'::BLOB))", r"clip_error: .*, not UNION\(a BLOB\)$"),
+        ("clip_error(TIMESTAMP '2020-01-01')", "clip_error: .*, not TIMESTAMP$"),
         ("clip_image([1, 2])", r"clip_image: the image must be .*, not INTEGER\[\]"),
         ("clip_error({'a': 1})", r"clip_error: the image must be .*, not STRUCT\(a INTEGER\)"),
         ("clip_image({'bytes': 'x', 'path': 1})", r"not STRUCT\(bytes VARCHAR, path INTEGER\)"),

@@ -62,6 +62,31 @@ def test_a_call_has_2048_rows_at_most(con: duckdb.DuckDBPyConnection) -> None:
     assert sorted(sizes) == [904, 2048, 2048]
 
 
+def test_a_filter_leaves_small_calls(con: duckdb.DuckDBPyConnection) -> None:
+    """A call has as many rows as the filter leaves of DuckDB's chunk: so batches are made across calls."""
+    sizes: list[int] = []
+
+    def note(column: Any) -> Any:  # noqa: ANN401
+        sizes.append(len(column))
+        return ones(column)
+
+    add(con, "note", note)
+    con.execute("CREATE TABLE t AS SELECT range AS i FROM range(20480)")
+    con.execute("SELECT note(i) FROM t WHERE i % 1000 = 5").fetchall()
+    assert (len(sizes), sum(sizes), max(sizes)) == (10, 21, 3)
+
+
+@pytest.mark.stress
+def test_a_chunk_of_blobs_over_two_gigabytes(con: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB refuses it and names the setting that lets it through; 2,048 rows, 9 GB of memory."""
+    register(con, ClipEmbedder(FakeModel()), progress=False)
+    query = "SELECT count(clip_error((repeat('x', 1100000) || range)::BLOB)) FROM range(2048)"
+    with pytest.raises(duckdb.InvalidInputException, match="arrow_large_buffer_size"):
+        con.execute(query).fetchall()
+    con.execute("SET arrow_large_buffer_size = true")
+    assert con.execute(query).fetchall() == [(2048,)]
+
+
 def test_a_table_below_122880_rows_runs_on_one_thread(con: duckdb.DuckDBPyConnection) -> None:
     """Whatever its threads: so images are decoded in parallel within a call."""
     threads: set[int] = set()
@@ -184,6 +209,13 @@ def test_a_generated_column_needs_the_function_itself(con: duckdb.DuckDBPyConnec
     assert con.execute("SELECT s = clip_score(v, 'red') OR abs(s) <= 1 FROM b").fetchall() == [(True,)]
 
 
+def test_torch_takes_no_column_of_vectors(con: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB's own .torch() fails for FLOAT[d]: the way out is Arrow."""
+    register(con, ClipEmbedder(FakeModel()))
+    with pytest.raises(TypeError, match="object"):
+        con.sql("SELECT clip_text('red') AS v").torch()
+
+
 def test_vectors_on_their_way_in_and_out(con: duckdb.DuckDBPyConnection) -> None:
     """Arrow's fixed-size lists are FLOAT[d] both ways; .flatten() drops NULL rows, .values has all."""
     register(con, ClipEmbedder(FakeModel()))
@@ -196,3 +228,15 @@ def test_vectors_on_their_way_in_and_out(con: duckdb.DuckDBPyConnection) -> None
     back = cast("Any", table["v"]).combine_chunks()
     assert (len(back.flatten()), len(back.values), len(back.slice(2).values)) == (32, 48, 48)
     con.unregister("arrow")
+
+
+def test_arrays_of_polars_are_vectors(con: duckdb.DuckDBPyConnection) -> None:
+    """polars' Array arrives as FLOAT[d], and clip_image gives one back."""
+    polars = pytest.importorskip("polars")
+    register(con, ClipEmbedder(FakeModel()))
+    con.register("frame", polars.DataFrame({"v": np.ones((2, 16), np.float32)}))
+    rows = con.execute("SELECT typeof(v), count(clip_score(v, 'red')) FROM frame GROUP BY ALL").fetchall()
+    assert rows == [("FLOAT[16]", 2)]
+    back = con.sql("SELECT clip_image(v) AS v FROM frame").pl()["v"]
+    assert back.dtype == polars.Array(polars.Float32, 16)
+    con.unregister("frame")

@@ -67,7 +67,9 @@ def test_register_is_idempotent() -> None:
 
 
 def test_wrong_arguments() -> None:
-    """A name in place of an embedder, or another on_error, is refused by name."""
+    """A name in place of a connection or an embedder, or another on_error, is refused by name."""
+    with pytest.raises(TypeError, match="con must be a connection to DuckDB, not str"):
+        register("photos.db", fake())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with duckdb.connect() as con:
         with pytest.raises(TypeError, match="embedder must be a ClipEmbedder, not str"):
             register(con, "offline")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -166,6 +166,41 @@ def test_a_column_of_nothing(clip: ClipEmbedder) -> None:
     assert sum(clip.model.calls[0]) == 8  # type: ignore[attr-defined] # the stamp's
 
 
+@pytest.mark.parametrize(
+    "nothing", [[np.nan] * 3, [pd.NaT] * 3, pd.array([None] * 3, "Int64"), _arrow([None] * 3, pa.float64())]
+)
+def test_empty_cells_of_any_type(nothing: Any) -> None:  # noqa: ANN401
+    """A column of missing values is none of numbers: it gives NA, whether it is named or the only one."""
+    frame = pd.DataFrame({"n": range(3), "img": nothing})
+    for result in (cp.embed(frame, "img"), cp.embed(frame)):
+        assert result["embedding"].isna().all()
+        assert result["embedding_error"].isna().all()
+    texts = pd.DataFrame({"file": ["a", "b", "c"], "img": nothing})  # nobody knows which of them is meant
+    with pytest.raises(ValueError, match="where 'file' or 'img' has paths, say so"):
+        cp.embed(texts)
+
+
+def test_columns_of_several_levels(files: list[Path]) -> None:
+    """A MultiIndex of columns gets new ones of all its levels, found again by every verb."""
+    names = pd.MultiIndex.from_tuples([("photo", "img"), ("photo", "n")])
+    frame = pd.DataFrame([[str(path), row] for row, path in enumerate(files)], columns=names)
+    result = cp.embed(frame)
+    assert list(result.columns) == [*names, ("embedding", ""), ("embedding_error", "")]
+    found = cp.search(result, "blue", 1)
+    assert found[("photo", "n")].tolist() == [2]
+    assert "<b>" in found._repr_html_()
+    kinds = cp.classify(result, ["red", "blue"])
+    assert "· red" in kinds._repr_html_()
+    assert "· red" in cp.gallery(pd.DataFrame(kinds))._repr_html_()
+    assert "group 0" in cp.duplicates(pd.concat([result, result]), 0.999)._repr_html_()
+    assert cp.project(result)[("x", "")].notna().all()
+    frame.iloc[0, 0] = str(files[0].with_name("gone.png"))
+    with pytest.warns(UserWarning, match="1 of 4 images failed"):
+        failed = cp.failures(cp.embed(frame))
+    assert list(failed.columns) == [*names, ("reason", "")]
+    assert failed[("photo", "n")].tolist() == [0]
+
+
 def test_candidates_are_listed(files: list[Path]) -> None:
     """Several columns of images, or none: the error names them and says what to write."""
     frame = pd.DataFrame({"front": map(str, files), "back": map(str, files), "n": range(4)})

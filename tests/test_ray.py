@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -50,19 +49,6 @@ def files(tmp_path: Path) -> list[str]:
         paths.append(str(tmp_path / f"{colour}.png"))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     return [*paths, str(tmp_path / "broken.png")]
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    """A Qdrant server on a port of its own."""
-    spec = importlib.util.spec_from_file_location("qdrant_wire", Path(__file__).parent / "qdrant" / "wire.py")
-    assert spec
-    assert spec.loader
-    wire = importlib.util.module_from_spec(spec)
-    sys.modules["qdrant_wire"] = wire
-    spec.loader.exec_module(wire)
-    with wire.serve() as served:
-        yield served
 
 
 def _rows(dataset: Any) -> list[dict[str, Any]]:  # noqa: ANN401
@@ -115,33 +101,41 @@ def test_an_unknown_column_is_named_with_those_there_are(files: list[str]) -> No
         embed(ray.data.from_arrow(pa.table({"path": files})), "img", model=FakeModel())
 
 
-def test_a_collection_is_filled_and_filled_again(files: list[str], server: Any) -> None:  # noqa: ANN401
+def test_a_collection_is_filled_and_filled_again(files: list[str], qdrant: Any) -> None:  # noqa: ANN401
     """Every image is a point, the failure is listed, and the second run embeds nothing."""
     table = pa.table({"path": files, "image": files, "album": ["a"] * 5 + ["b"] * 4})
-    where: dict[str, Any] = {"model": FakeModel(), "grpc_port": server.grpc_port, "concurrency": 2}
-    report = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
+    where: dict[str, Any] = {"model": FakeModel(), "grpc_port": qdrant.grpc_port, "concurrency": 2}
+    report = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
     assert (report.seen, report.written, len(report.failed)) == (9, 8, 1)
     assert next(iter(report.failed)).key.endswith("broken.png")
     with ImageStore(
-        server.url, collection="photos", grpc_port=server.grpc_port, embedder=ClipEmbedder(FakeModel())
+        qdrant.url,
+        collection="photos",
+        grpc_port=qdrant.grpc_port,
+        embedder=ClipEmbedder(FakeModel()),
     ) as store:
         assert store.status().points == 8
         (hit,) = store.search(text="red", k=1)
         assert (hit.key, hit.payload["album"]) == (files[0], "a")
-    again = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
+    again = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
     assert (again.seen, again.skipped, again.embedded, again.written) == (9, 8, 0, 0)
 
 
-def test_a_server_that_is_gone_ends_the_job(files: list[str], server: Any) -> None:  # noqa: ANN401
+def test_a_server_that_is_gone_ends_the_job(files: list[str], qdrant: Any) -> None:  # noqa: ANN401
     """A collection that cannot be written is an error with the report, not a dataset of failures."""
     table = pa.table({"path": files, "image": files})
     write_qdrant(
-        ray.data.from_arrow(table.slice(0, 1)), server.url, "photos", model=FakeModel(), grpc_port=None
+        ray.data.from_arrow(table.slice(0, 1)), qdrant.url, "photos", model=FakeModel(), grpc_port=None
     )
-    server.faults.append(sys.modules["qdrant_wire"].Fault("full"))
+    qdrant.faults.append(sys.modules["qdrant_wire"].Fault("full"))
     with pytest.raises(IngestStopped):
         write_qdrant(
-            ray.data.from_arrow(table), server.url, "photos", model=FakeModel(), grpc_port=None, patience=0.1
+            ray.data.from_arrow(table),
+            qdrant.url,
+            "photos",
+            model=FakeModel(),
+            grpc_port=None,
+            patience=0.1,
         )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -33,7 +32,7 @@ IMAGES = 3000
 
 
 class SlowModel(FakeModel):
-    """Takes its time, and leaves its process number where the test finds it."""
+    """Takes its time, and leaves a file of its process's number in a folder: a byte for each image."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -41,8 +40,9 @@ class SlowModel(FakeModel):
 
     def embed_images(self, pixels: UInt8, /) -> Float32:
         """As FakeModel, but slowly."""
-        (self.folder / str(os.getpid())).touch()
         time.sleep(0.002 * len(pixels))
+        with (self.folder / str(os.getpid())).open("ab") as file:
+            file.write(bytes(len(pixels)))
         return super().embed_images(pixels)
 
 
@@ -82,6 +82,11 @@ def _workers(folder: Path) -> list[int]:
     return [pid for path in folder.iterdir() if (pid := int(path.name)) != os.getpid()]
 
 
+def _embedded(folder: Path) -> int:
+    """How many images they have embedded, those that were lost again included."""
+    return sum((folder / str(pid)).stat().st_size for pid in _workers(folder))
+
+
 def _kill_a_worker(cluster: Any, seen: Path) -> str:  # noqa: ANN401
     pid = _workers(seen)[0]
     os.kill(pid, signal.SIGKILL)
@@ -89,9 +94,13 @@ def _kill_a_worker(cluster: Any, seen: Path) -> str:  # noqa: ANN401
 
 
 def _remove_a_node(cluster: Any, seen: Path) -> str:  # noqa: ANN401
-    node = cluster.list_all_nodes()[-1]
-    cluster.remove_node(node, allow_graceful=False)
-    return "a node"
+    """Of the two, one that has embedded something, with its workers and what they have finished."""
+    raylets = {psutil.Process(pid).ppid() for pid in _workers(seen)}
+    for node in cluster.worker_nodes:
+        if node.all_processes["raylet"][0].process.pid in raylets:
+            cluster.remove_node(node, allow_graceful=False)
+            return "a node"
+    raise AssertionError("no node has embedded anything")
 
 
 def _once_it_runs(seen: Path, act: Callable[[], str], done: list[str]) -> threading.Thread:
@@ -102,7 +111,8 @@ def _once_it_runs(seen: Path, act: Callable[[], str], done: list[str]) -> thread
         while not _workers(seen) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.5)
-        done.append(act())
+        before = _embedded(seen)
+        done.append(f"before: {before:,} of {IMAGES:,} embedded; killed {act()}")
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -128,30 +138,29 @@ def test_nothing_is_lost_from_a_dataset(cluster: Any, table: pa.Table, tmp_path:
     good = [path for number, path in enumerate(table["path"].to_pylist()) if number % 100 != 99]
     np.testing.assert_allclose(rows[order][valid[order]], clip.embed_images(good), atol=1e-5)
     print(
-        f"\nkilled {done[0]}: {found.num_rows:,} rows, {int((~valid).sum())} failed, "
-        f"{len(_workers(seen))} workers"
+        f"\n{done[0]}; after: {found.num_rows:,} rows, {int((~valid).sum())} failed, "
+        f"{_embedded(seen):,} embedded by {len(_workers(seen))} workers"
     )
 
 
 @pytest.mark.parametrize("act", [_kill_a_worker, _remove_a_node], ids=["worker", "node"])
-def test_nothing_is_lost_from_a_collection(cluster: Any, table: pa.Table, tmp_path: Path, act: Any) -> None:  # noqa: ANN401
+def test_nothing_is_lost_from_a_collection(
+    cluster: Any,  # noqa: ANN401
+    table: pa.Table,
+    tmp_path: Path,
+    qdrant: Any,  # noqa: ANN401
+    act: Callable[[Any, Path], str],
+) -> None:
     """Every image is one point, whatever was written twice, and a second run finds nothing to do."""
-    spec = importlib.util.spec_from_file_location("qdrant_wire", Path(__file__).parent / "qdrant" / "wire.py")
-    assert spec
-    assert spec.loader
-    wire = importlib.util.module_from_spec(spec)
-    sys.modules["qdrant_wire"] = wire
-    spec.loader.exec_module(wire)
     seen, done = tmp_path / "seen", list[str]()
     seen.mkdir()
-    with wire.serve() as server:
-        killer = _once_it_runs(seen, lambda: act(cluster, seen), done)
-        where: dict[str, Any] = {"model": SlowModel(seen), "grpc_port": server.grpc_port}
-        report = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
-        killer.join()
-        good = IMAGES - IMAGES // 100
-        points = server.engine.count("photos").count
-        again = write_qdrant(ray.data.from_arrow(table), server.url, "photos", **where)
-    print(f"\nkilled {done[0]}: {points:,} points of {good:,}; first: {report}; second: {again}")
+    killer = _once_it_runs(seen, lambda: act(cluster, seen), done)
+    where: dict[str, Any] = {"model": SlowModel(seen), "grpc_port": qdrant.grpc_port}
+    report = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
+    killer.join()
+    good = IMAGES - IMAGES // 100
+    points = qdrant.engine.count("photos").count
+    again = write_qdrant(ray.data.from_arrow(table), qdrant.url, "photos", **where)
+    print(f"\n{done[0]}; after: {points:,} points of {good:,}; {report}; second run: {again}")
     assert points == good
     assert (again.seen, again.skipped, again.written, len(again.failed)) == (IMAGES, good, 0, IMAGES // 100)

@@ -79,7 +79,7 @@ def test_json_is_one_array_for_each_result() -> None:
     query = """
     SELECT 0.1::FLOAT AS f, [0.1, 2]::FLOAT[2] AS v, 'ab'::BLOB AS b, DATE '2026-01-02' AS d, 1.5 AS n,
            {'x': 0.1::FLOAT, 'y': [NULL, 'z']} AS s, 'nan'::DOUBLE AS bad, NULL AS x, NULL AS x,
-           MAP {1: 2} AS m
+           MAP {1: 2} AS m, 1234567890123456789.25 AS long
     """
     result = sql("--json", "-c", query, "-c", "SELECT 1 AS one WHERE false; FROM range(2)")
     decoder, rest, answers = json.JSONDecoder(), result.stdout, []
@@ -89,6 +89,7 @@ def test_json_is_one_array_for_each_result() -> None:
         rest = rest[end:].lstrip()
     expected = {"f": 0.1, "v": [0.1, 2.0], "b": base64.b64encode(b"ab").decode(), "d": "2026-01-02", "n": 1.5}
     nested = {"s": {"x": 0.1, "y": [None, "z"]}, "bad": None, "x": None, "x_1": None, "m": {"1": 2}}
+    nested["long"] = "1234567890123456789.25"
     assert answers == [[expected | nested], [], [{"range": 0}, {"range": 1}]]
 
 

@@ -41,7 +41,7 @@ from clip_embed.cli import main
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
 
-CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_R, ENTER, UP = "\x03", "\x04", "\x12", "\r", "\x1b[A"
 
 
 @pytest.fixture
@@ -69,6 +69,17 @@ def type_in(con: duckdb.DuckDBPyConnection, text: str) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_EMBED_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("leave", [CTRL_C, ENTER], ids=["Ctrl-C", "Enter"])
+def test_a_search_that_finds_nothing(
+    con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str], leave: str
+) -> None:
+    """However Ctrl-R is left, the session goes on, without a traceback."""
+    type_in(con, f"{CTRL_R}nothing{leave}{leave}SELECT 'last' || 2;{ENTER}")
+    shown = capsys.readouterr()
+    assert "last2" in shown.out
+    assert "Unhandled" not in shown.out + shown.err
 
 
 def test_a_statement_may_take_several_lines(
@@ -116,6 +127,17 @@ def test_the_commands(
     assert "never" not in shown
     assert "on the page" in page.read_text()
     assert "not there" not in page.read_text()
+
+
+def test_a_command_that_does_nothing_says_why(
+    con: duckdb.DuckDBPyConnection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that there is not, or the schema of a table that there is not, is an error that names it."""
+    type_in(con, ENTER.join([".dump", ".schema nothing", ".quit", ""]))
+    shown = capsys.readouterr()
+    assert "there is no command .dump; .help lists" in shown.err
+    assert "there is no table or view called nothing" in shown.err
+    assert "A statement ends" not in shown.out
 
 
 def test_a_page_that_cannot_be_written_does_not_end_the_session(
@@ -330,10 +352,15 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
 
 
 def test_on_a_terminal() -> None:
-    """Ctrl-C stops a query that would take hours and not the session, which Ctrl-D ends with code 0."""
+    """Ctrl-R brings a statement back; Ctrl-C stops a query that would take hours; Ctrl-D ends with code 0."""
     with terminal() as shell:
         shell.wait_for("memory>")
         shell.type("SELECT 'ready' || 1;\r")
+        shell.wait_for("ready1")
+        shell.wait_for("memory>")
+        shell.type(CTRL_R)
+        shell.wait_for("search")
+        shell.type(f"ready{ENTER}{ENTER}")
         shell.wait_for("ready1")
         shell.type("SELECT 'begun'; SELECT count(*) FROM range(1000000000000) WHERE range % 3 = 7;\r")
         shell.wait_for("│ begun")

@@ -13,7 +13,7 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._engine.pipeline import Prepared
 from clip_embed._engine.towers import Towers
 from clip_embed._images.pixels import prepare_pixels
-from clip_embed._images.source import Encoded, read_encoded
+from clip_embed._images.source import Encoded, Pixels, read_encoded
 from clip_embed._types import Float32, ImagePolicy, UInt8
 from clip_embed._vectors import has_direction
 from clip_embed.errors import ImageError, ModelError
@@ -58,6 +58,8 @@ class CachedTowers:
 
     def prepare(self, source: object) -> Prepared:
         """Read and decode one image, in a decode thread; content that is known is not decoded."""
+        if isinstance(source, Pixels):
+            return Prepared(b"", source.array)
         encoded = read_encoded(source, self._policy)
         content = _digest(encoded) if encoded is not None and self._cache is not None else b""
         if isinstance(source, Encoded):

@@ -88,8 +88,8 @@ class BoxWriter:
 class JsonWriter:
     """Prints each answer as one array of objects, a row in a line.
 
-    Vectors are arrays of numbers, BLOBs text in base64, NaN and infinities null; of columns with one
-    name the second is called name_1.
+    Vectors are arrays of numbers, BLOBs text in base64, NaN and infinities null, a DECIMAL with more digits
+    than a float holds is text; of columns with one name the second is called name_1.
     """
 
     def begin(self, query: str, columns: Sequence[Column]) -> None:
@@ -153,8 +153,11 @@ def plain_form(kind: DuckDBPyType) -> Plain:
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever DuckDB gives
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, (float, Decimal)):
-        return float(value) if math.isfinite(value) else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        number = float(value)
+        return number if Decimal(repr(number)) == value else str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, (date, time, datetime)):

@@ -21,15 +21,12 @@ import pyarrow.parquet as pq
 
 from clip_embed._cli.signals import keeping
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._images.folders import find_images
 from clip_embed._models.space import cache_dir
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure
 from clip_embed.arrow import vector_array
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()  # noqa: SIM905 - one line
-)
 
 
 @dataclass(slots=True)
@@ -44,14 +41,14 @@ class FolderIndex:
 
 
 def find_photos(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the image files below a folder: POSIX path relative to it -> (bytes, mtime in ns), sorted."""
-    found: dict[str, tuple[int, int]] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                stat = path.stat()
-                found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    """Return the image files below a folder: POSIX path relative to it -> (bytes, mtime in ns), sorted.
+
+    What the system tells nothing about has (0, 0), and fails with its reason when it is read.
+    """
+    found = {
+        name: (facts.st_size, facts.st_mtime_ns) if facts else (0, 0)
+        for name, facts, _ in find_images(folder)
+    }
     return dict(sorted(found.items()))
 
 

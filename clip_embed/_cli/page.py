@@ -5,16 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, cast
 
 import duckdb
 
 from clip_embed import ImageError, ImagePolicy
 from clip_embed._cli.answers import NUMBERS, Column, Row, kind_name, show_value
-from clip_embed._cli.folder_index import SUFFIXES
 from clip_embed._cli.gallery import thumbnail, write_page
 from clip_embed._cli.table import format_cell
+from clip_embed._images.folders import is_image_name
 from clip_embed_duckdb._files import FileReader
 
 ROWS = 1000
@@ -113,7 +113,7 @@ class _Images:
         if isinstance(value, bytes):
             return self._figure(value, "")
         if isinstance(value, str):
-            content = self._read(value) if PurePath(value).suffix.lower() in SUFFIXES else None
+            content = self._read(value) if is_image_name(value) else None
             return None if content is None else self._figure(content, value)
         if isinstance(value, dict):
             return self._of_struct(cast("dict[object, Any]", value))

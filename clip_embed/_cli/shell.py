@@ -15,8 +15,10 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
 
 from clip_embed._cli.answers import Writer
@@ -71,7 +73,8 @@ class Shell:
         self._prompt = PromptSession[str](
             f"{name}> ",
             prompt_continuation="...> ".rjust(len(name) + 2),
-            multiline=Condition(lambda: not is_complete(get_app().current_buffer.text)),
+            multiline=True,  # a condition may change while a search goes on, which ends in a traceback
+            key_bindings=_bind_enter(),
             lexer=PygmentsLexer(import_module("pygments.lexers.sql").PostgresLexer),
             completer=self._words,
             complete_while_typing=False,
@@ -107,14 +110,19 @@ class Shell:
         if command == ".tables":
             self._run(_TABLES)
         elif command == ".schema":
-            for (sql,) in self._runner.connection.execute(_SCHEMA, [argument]).fetchall():
+            made = self._runner.connection.execute(_SCHEMA, [argument]).fetchall()
+            for (sql,) in made:
                 click.echo(printable(sql))
+            if argument and not made:
+                raise ClipEmbedError(f"there is no table or view called {argument}")
         elif command == ".html":
             file = Path(argument).expanduser().resolve()
             self._runner.writers = [*self._writers, self._make_page(file)] if argument else self._writers
             click.echo(f"Page: {file}" if argument else "No page.")
-        else:
+        elif command == ".help":
             click.echo(HELP)
+        else:
+            raise ClipEmbedError(f"there is no command {command}; .help lists those there are")
         return True
 
     def _run(self, text: str) -> None:
@@ -166,6 +174,18 @@ def is_complete(text: str) -> bool:
     """Whether Enter ends what was typed: a semicolon is last, or it is a command of the shell, or nothing."""
     statements = split_statements(text)
     return not statements or statements[-1].ended or text.lstrip().startswith(".")
+
+
+def _bind_enter() -> KeyBindings:
+    """Return the binding by which Enter ends a complete statement; elsewhere it begins a line."""
+    bindings = KeyBindings()
+    complete = Condition(lambda: is_complete(get_app().current_buffer.text))
+
+    @bindings.add("enter", filter=has_focus(DEFAULT_BUFFER) & complete)
+    def end(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+        event.current_buffer.validate_and_handle()
+
+    return bindings
 
 
 def _open_history() -> History:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from math import isnan
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clip_embed._cli.folder_index import SUFFIXES
+from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
 
 Content = Literal["images", "vectors", "nothing", "texts", "other"]
@@ -27,7 +27,7 @@ def choose(names: Sequence[object], contents: Sequence[Content], wanted: Sequenc
     """
     for kind in wanted:
         found = [place for place, each in enumerate(contents) if each == kind]
-        if not found and kind == "images" and contents.count("nothing") == 1:
+        if not found and kind == "images" and "texts" not in contents and contents.count("nothing") == 1:
             found = [contents.index("nothing")]  # without a value it cannot show what it is for
         if len(found) == 1:
             return found[0]
@@ -113,7 +113,7 @@ def _is_image(value: object) -> bool:
         array = cast("np.ndarray[Any, np.dtype[Any]]", value)
         return array.ndim == 3 and array.dtype == np.uint8
     if isinstance(value, str):
-        return PurePath(value).suffix.lower() in SUFFIXES
+        return is_image_name(value)
     return isinstance(value, (bytes, Path, Image.Image, Mapping))
 
 

@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import cast
 
@@ -47,11 +48,19 @@ def gallery_markup(marked: Sequence[tuple[str, Tile]], total: int, policy: Image
     return _encodable(page)
 
 
-def make_tile(image: ImageInput | None, facts: Mapping[str, object], score: float | None) -> Tile:
-    """Return the tile of an image with its name and other facts under it; None is one without a picture."""
-    texts = [fact if isinstance(fact, str) else f"{name} {fact}" for name, fact in facts.items()]
-    words = " · ".join(filter(None, [short_name(image), *texts]))
-    return Tile(image, words, score)
+def make_tile(image: ImageInput | None, facts: Mapping[str, object], score: object) -> Tile:
+    """Return the tile of an image, None is one without a picture; its name and what else is known under it.
+
+    A score that is no number is one of the facts; facts that are None are not shown.
+    """
+    number = float(score) if isinstance(score, Real) else None
+    known = dict(facts) if number is not None else {**facts, "score": score}
+    texts = [
+        fact if isinstance(fact, str) else f"{name} {fact}"
+        for name, fact in known.items()
+        if fact is not None
+    ]
+    return Tile(image, " · ".join(filter(None, [short_name(image), *texts])), number)
 
 
 def short_name(image: object) -> str:

@@ -16,7 +16,7 @@ from clip_embed._images.source import ImageInput
 from clip_embed._progress import in_notebook
 from clip_embed._types import Float32
 from clip_embed._vectors import has_direction, unit_rows
-from clip_embed.errors import SpaceMismatch
+from clip_embed.errors import ImageBatchError, SpaceMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,14 @@ def announce(embedder: ClipEmbedder) -> None:
         print(line, file=sys.stderr)
 
 
-def text_vector(embedder: ClipEmbedder, text: object) -> Float32:
-    """Return the vector of one text, float32 (d,)."""
+def check_text(text: object) -> None:
+    """Raise TypeError for anything but a text, before images are embedded to compare them with it."""
     if not isinstance(text, str):
         raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
+
+
+def text_vector(embedder: ClipEmbedder, text: str) -> Float32:
+    """Return the vector of one text, float32 (d,)."""
     announce(embedder)
     vector: Float32 = embedder.embed_texts([text])[0]
     return vector
@@ -79,7 +83,13 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
     if hasattr(image, "to_numpy"):  # a row of a column of polars
         numbers = numbers.to_numpy()
     if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
-        vector: Float32 = np.asarray(numbers, np.float32)
+        try:
+            vector: Float32 = np.asarray(numbers, np.float32)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"a {type(image).__name__} is neither an image nor a vector of numbers: give a single one, "
+                "such as df['embedding'].iloc[0]"
+            ) from error
         if vector.shape != (embedder.dim,):
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
@@ -89,7 +99,12 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
         rows = unit_rows(vector[None])
     else:
         announce(embedder)
-        rows = embedder.embed_images([cast("ImageInput", image)])
+        try:
+            rows = embedder.embed_images([cast("ImageInput", image)])
+        except ImageBatchError as error:
+            if isinstance(image, str):
+                error.add_note("A text is taken for the path of an image here; for a text there is `search`.")
+            raise
     first: Float32 = rows[0]
     return first
 

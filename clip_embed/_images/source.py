@@ -42,7 +42,15 @@ class Encoded:
         return fetch()
 
 
-ImageInput: TypeAlias = str | Path | bytes | Image.Image | UInt8 | Mapping[str, object] | Encoded
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """What `prepare` made of an image, perhaps on another machine: only the model is left to run."""
+
+    array: UInt8
+    """(height, width, 3), as the model takes it."""
+
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image | UInt8 | Mapping[str, object] | Encoded | Pixels
 
 # What Pillow's decoders raise on bytes that are not the picture they claim to be.
 _DECODER_ERRORS = (

@@ -16,14 +16,20 @@ Counts = npt.NDArray[np.int64]
 
 _SQL_NAMES = {
     "bool": "BOOLEAN",
+    "date32[day]": "DATE",
     "double": "DOUBLE",
     "float": "FLOAT",
     "int8": "TINYINT",
     "int16": "SMALLINT",
     "int32": "INTEGER",
     "int64": "BIGINT",
+    "month_day_nano_interval": "INTERVAL",
     "null": "NULL",
+    "time64[us]": "TIME",
     "uint8": "UTINYINT",
+    "uint16": "USMALLINT",
+    "uint32": "UINTEGER",
+    "uint64": "UBIGINT",
 }
 
 
@@ -91,8 +97,8 @@ def text_lists(column: Column) -> list[tuple[tuple[str | None, ...], Counts]] | 
     return [(tuple(names[code] for code in chosen), np.array(rows)) for chosen, rows in rows_of.items()]
 
 
-def _fields(struct: Kind) -> list[Any]:
-    return [struct.field(index) for index in range(struct.num_fields)]
+def _fields(nested: Kind) -> list[Any]:
+    return [nested.field(index) for index in range(nested.num_fields)]
 
 
 def is_text(kind: Kind) -> bool:
@@ -114,6 +120,13 @@ def sql_name(kind: Kind) -> str:
         return f"{sql_name(kind.value_type)}[{kind.list_size}]"
     if types.is_list(kind) or types.is_large_list(kind):
         return f"{sql_name(kind.value_type)}[]"
-    if types.is_struct(kind):
-        return f"STRUCT({', '.join(f'{part.name} {sql_name(part.type)}' for part in _fields(kind))})"
+    if types.is_map(kind):
+        return f"MAP({sql_name(kind.key_type)}, {sql_name(kind.item_type)})"
+    if types.is_struct(kind) or types.is_union(kind):
+        parts = ", ".join(f"{part.name} {sql_name(part.type)}" for part in _fields(kind))
+        return f"{'STRUCT' if types.is_struct(kind) else 'UNION'}({parts})"
+    if types.is_decimal(kind):
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    if types.is_timestamp(kind):
+        return "TIMESTAMP" if kind.tz is None else "TIMESTAMP WITH TIME ZONE"
     return _SQL_NAMES.get(str(kind), str(kind).upper())

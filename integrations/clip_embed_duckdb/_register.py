@@ -98,6 +98,10 @@ def register(
     """
     if on_error not in ("null", "raise"):
         raise ValueError(f"on_error must be 'null' or 'raise', not {on_error!r}")
+    if not hasattr(con, "duplicate"):  # SQLAlchemy's connection is no DuckDBPyConnection, but acts as one
+        raise TypeError(
+            f"con must be a connection to DuckDB, not {type(con).__name__}: register(duckdb.connect())"
+        )
     if embedder is None:
         embedder = default_embedder()
     elif not isinstance(embedder, ClipEmbedder):  # pyright: ignore[reportUnnecessaryIsInstance]

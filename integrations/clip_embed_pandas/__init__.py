@@ -19,6 +19,7 @@ from clip_embed_pandas._accessor import install
 from clip_embed_pandas._files import read_parquet, to_parquet
 from clip_embed_pandas._gallery import Gallery
 from clip_embed_pandas._maps import plot, project
+from clip_embed_pandas._vectors import to_numpy
 from clip_embed_pandas._verbs import (
     classify,
     duplicates,
@@ -29,7 +30,6 @@ from clip_embed_pandas._verbs import (
     score,
     search,
     similar,
-    to_numpy,
 )
 
 install()

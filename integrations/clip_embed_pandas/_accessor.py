@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 
-from clip_embed_pandas import _files, _maps, _verbs
+from clip_embed_pandas import _files, _maps, _vectors, _verbs
 
 _NAME = "clip"
 _ALIAS = "clip_embed"
@@ -44,7 +44,7 @@ class Verbs:
     gallery = _verb(_verbs.gallery)
     project = _verb(_maps.project)
     plot = _verb(_maps.plot)
-    to_numpy = _verb(_verbs.to_numpy)
+    to_numpy = _verb(_vectors.to_numpy)
 
 
 class FrameVerbs(Verbs):

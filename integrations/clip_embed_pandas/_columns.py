@@ -45,16 +45,22 @@ def first_images(frame: pd.DataFrame) -> Hashable | None:
     return None
 
 
+def full_name(frame: pd.DataFrame, name: str) -> Hashable:
+    """Return the name of a column of ours as the frame has names: of several levels, or just one."""
+    levels = frame.columns.nlevels
+    return name if levels == 1 else (name, *[""] * (levels - 1))
+
+
 def content(series: Any) -> Content:  # noqa: ANN401 - a Series
     """Say what a column holds, by its type and where that does not tell by its first values."""
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return content(pd.Series(dtype.categories))
-    if isinstance(dtype, pd.ArrowDtype):
-        if (kind := content_of_type(dtype.pyarrow_dtype)) is not None:
-            return kind
-    elif not _holds_objects(dtype):
-        return "other"
+    kind = _content_of_dtype(dtype)
+    if kind == "other" and _is_all_missing(series):
+        return "nothing"
+    if kind is not None:
+        return kind
     return content_of_values(
         list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
     )
@@ -69,12 +75,9 @@ def images_of(series: Any, where: str) -> Generator[tuple[Rows, ImageInput]]:  #
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return _categories(series)
-    if isinstance(dtype, pd.ArrowDtype):
-        kind = content_of_type(dtype.pyarrow_dtype)
-        if kind in ("vectors", "other"):
-            raise no_images(where, "vectors already" if kind == "vectors" else dtype)
-    elif not _holds_objects(dtype):
-        raise no_images(where, dtype)
+    kind = _content_of_dtype(dtype)
+    if kind == "vectors" or (kind == "other" and not _is_all_missing(series)):
+        raise no_images(where, "vectors already" if kind == "vectors" else dtype)
     return image_items(None if is_missing(value) else value for value in series.array)
 
 
@@ -117,5 +120,13 @@ def _named(frame: pd.DataFrame, column: Hashable) -> Any:  # noqa: ANN401
     return found
 
 
-def _holds_objects(dtype: Any) -> bool:  # noqa: ANN401
-    return isinstance(dtype, pd.StringDtype) or dtype == np.dtype(object)
+def _content_of_dtype(dtype: Any) -> Content | None:  # noqa: ANN401
+    """Say what a column of a type holds; None where its values must be looked at."""
+    if isinstance(dtype, pd.ArrowDtype):
+        return content_of_type(dtype.pyarrow_dtype)
+    return None if isinstance(dtype, pd.StringDtype) or dtype == np.dtype(object) else "other"
+
+
+def _is_all_missing(series: Any) -> bool:  # noqa: ANN401
+    """Whether there are values and none is known: empty cells of a CSV file are numbers, NaN, to pandas."""
+    return len(series) > 0 and is_missing(series.iloc[0]) and bool(series.isna().all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -54,7 +55,12 @@ class Gallery(pd.DataFrame):
         """Return the column of the pictures, None where a table is to be shown."""
         if self._look is None or not pd.get_option("display.notebook_repr_html"):
             return None
-        return first_images(self) if self._look.image is None else self._look.image
+        named = self._look.image is not None and self._look.image in self.columns
+        return self._look.image if named else first_images(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[pd.DataFrame]]:
+        """Be a plain DataFrame in a pickle, which others may read without this package."""
+        return copy.copy, (self.copy(deep=False),)
 
 
 def as_gallery(
@@ -73,10 +79,13 @@ def as_gallery(
 
 
 def _tile(frame: pd.DataFrame, row: int, column: Hashable, look: Look) -> tuple[str, Tile]:
-    """Return a row's label in the index, and its tile."""
-    image: Any = frame[column].iloc[row]
-    values = {str(name): frame[name].iloc[row] for name in look.texts}
-    texts = {name: value for name, value in values.items() if not is_missing(value)}
-    score: Any = None if look.score is None else frame[look.score].iloc[row]
-    picture = None if is_missing(image) else image
-    return str(frame.index[row]), make_tile(picture, texts, None if is_missing(score) else float(score))
+    """Return a row's label in the index, and its tile; of columns that are gone meanwhile nothing."""
+    names = list(frame.columns)
+
+    def value(name: Hashable) -> Any:  # noqa: ANN401
+        found: Any = frame.iloc[row, names.index(name)] if name in names else None
+        return None if is_missing(found) else found
+
+    texts = {str(name[0] if isinstance(name, tuple) else name): value(name) for name in look.texts}
+    score = None if look.score is None else value(look.score)
+    return str(frame.index[row]), make_tile(value(column), texts, score)

@@ -11,8 +11,8 @@ from clip_embed import ClipEmbedder
 from clip_embed._frames.pictures import Scatter, draw_map
 from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import the_embedder
-from clip_embed_pandas._columns import first_images, is_missing, pick
-from clip_embed_pandas._verbs import Data, compared
+from clip_embed_pandas._columns import first_images, full_name, is_missing, pick
+from clip_embed_pandas._vectors import Data, as_frame, compared
 
 
 def project(
@@ -29,8 +29,8 @@ def project(
     the same places.
     """
     points = project_rows(compared(data, column, the_embedder(embedder)), method)
-    frame = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data.to_frame()
-    frame["x"], frame["y"] = points[:, 0], points[:, 1]
+    frame = as_frame(data)
+    frame[full_name(frame, "x")], frame[full_name(frame, "y")] = points[:, 0], points[:, 1]
     return frame
 
 
@@ -47,7 +47,7 @@ def plot(
     `image` names the column of the pictures, by default the first with images (without one: dots). Of more
     than 240 rows, evenly spread ones are pictures and the others dots. The pointer shows names and enlarges.
     """
-    frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
+    frame = as_frame(data)
     clip = the_embedder(embedder)
     points = project_rows(compared(data, column, clip), method)
     name = first_images(frame) if image is None else image

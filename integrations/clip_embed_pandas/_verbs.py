@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from clip_embed import ClipEmbedder, SpaceMismatch
-from clip_embed._classify import Labels
-from clip_embed._frames.embedding import embed_images_of
-from clip_embed._frames.session import image_vector, text_vector, the_embedder
-from clip_embed._frames.vectors import Part, VectorColumn, flat_rows, measure, open_vectors
+from clip_embed import ClipEmbedder
+from clip_embed._classify import Labels, read_labels
+from clip_embed._frames.session import check_text, image_vector, text_vector, the_embedder
 from clip_embed._images.source import ImageInput
-from clip_embed._ranking import Places, group_alike
+from clip_embed._ranking import check_count, group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
-from clip_embed._types import Float32, ImagePolicy
-from clip_embed.arrow import stamp_vectors, vector_array
-from clip_embed_pandas._columns import images_of, pick, vector_column
+from clip_embed._types import Float32
+from clip_embed_pandas._columns import full_name, pick, vector_column
 from clip_embed_pandas._gallery import Gallery, as_gallery
+from clip_embed_pandas._vectors import Data, as_frame, compared, embed_series
 
-Data: TypeAlias = "pd.DataFrame | pd.Series[Any]"
 Query: TypeAlias = "ImageInput | npt.NDArray[np.floating] | Sequence[float]"
+_ERROR = "_error"
 
 
 @overload
@@ -68,12 +64,12 @@ def embed(
     clip = the_embedder(embedder)
     if isinstance(data, pd.DataFrame):
         name, series = pick(data, column, "images")
-        vectors, reasons = _embed_series(series, clip, f"column {name!r}")
+        vectors, reasons = embed_series(series, clip, f"column {name!r}")
         result = data.copy(deep=False)
-        result[into] = vectors
-        result[_error_column(into)] = pd.array(reasons, "string")
+        result[full_name(data, into)] = vectors
+        result[full_name(data, into + _ERROR)] = pd.array(reasons, "string")
         return result
-    return pd.Series(_embed_series(data, clip, "the column")[0], index=data.index, name=data.name)
+    return pd.Series(embed_series(data, clip, "the column")[0], index=data.index, name=data.name)
 
 
 def score(
@@ -86,8 +82,8 @@ def score(
     Raises SpaceMismatch for vectors of another model, else as `embed`.
     """
     clip = the_embedder(embedder)
-    query = text_vector(clip, text)
-    cosines = compared(data, column, clip).cosines(query)
+    check_text(text)
+    cosines = compared(data, column, clip).cosines(text_vector(clip, text))
     return pd.Series(cosines, index=data.index, name="score")
 
 
@@ -107,8 +103,8 @@ def search(
     `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
     """
     clip = the_embedder(embedder)
-    found = compared(data, column, clip).most_alike(text_vector(clip, text), k)
-    return _ranked(data, found, into, clip.policy)
+    check_text(text)
+    return _rank(data, lambda: text_vector(clip, text), k, (column, into, clip))
 
 
 def similar(
@@ -127,8 +123,7 @@ def similar(
     Raises ImageBatchError where the image cannot be used, ValueError for a vector without a direction.
     """
     clip = the_embedder(embedder)
-    found = compared(data, column, clip).most_alike(image_vector(clip, image), k)
-    return _ranked(data, found, into, clip.policy)
+    return _rank(data, lambda: image_vector(clip, image), k, (column, into, clip))
 
 
 def classify(
@@ -149,13 +144,15 @@ def classify(
     is no vector. `column` as in `score`.
     """
     clip = the_embedder(embedder)
+    read_labels(labels, other, multi=multi)  # what is wrong with them is said before images are embedded
     vectors = compared(data, column, clip)
     found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
-    result = _frame(data)
-    result["label"] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
-    result["probability"] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
-    return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
+    result = as_frame(data)
+    label, probability = full_name(result, "label"), full_name(result, "probability")
+    result[label] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
+    result[probability] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
+    return as_gallery(result, score=probability, texts=(label,), policy=clip.policy)
 
 
 def probabilities(
@@ -175,6 +172,7 @@ def probabilities(
     Arguments as in `classify`. Rows sum to 1 unless `multi`. NaN where there is no vector.
     """
     clip = the_embedder(embedder)
+    read_labels(labels, other, multi=multi)  # what is wrong with them is said before images are embedded
     vectors = compared(data, column, clip)
     found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
@@ -197,9 +195,10 @@ def duplicates(
     clip = the_embedder(embedder)
     vectors = compared(data, column, clip)
     rows, groups, cosines = group_alike(vectors.units(), vectors.valid, threshold)
-    result = _frame(data).iloc[rows]
-    result["group"], result["score"] = groups, cosines
-    return as_gallery(result, score="score", texts=("group",), policy=clip.policy)
+    result = as_frame(data).iloc[rows]
+    group, score = full_name(result, "group"), full_name(result, "score")
+    result[group], result[score] = groups, cosines
+    return as_gallery(result, score=score, texts=(group,), policy=clip.policy)
 
 
 def failures(
@@ -210,18 +209,18 @@ def failures(
     After `embed` the reasons stand in the frame, also after it was filtered, sorted or stored. For a column
     of images they are found by embedding it, which costs nothing for images that were embedded before.
     """
-    frame = _frame(data)
-    errors = _known_errors(frame, column)
-    if errors is not None:
-        reasons = frame[errors]
-        frame = frame.drop(columns=[errors, errors.removesuffix(_error_column(""))], errors="ignore")
+    frame = as_frame(data)
+    known = _known_errors(frame, column)
+    if known is not None:
+        reasons = frame[known[1]]
+        frame = frame.drop(columns=[name for name in known if name in frame.columns])
     else:
         name, series = pick(frame, column, "images")
-        found = _embed_series(series, the_embedder(embedder), f"column {name!r}", warn=False)[1]
+        found = embed_series(series, the_embedder(embedder), f"column {name!r}", warn=False)[1]
         reasons = pd.Series(pd.array(found, "string"), index=frame.index)
     failed = reasons.notna().to_numpy(bool)
     result = frame.iloc[np.flatnonzero(failed)].copy()
-    result["reason"] = reasons.array[failed]
+    result[full_name(result, "reason")] = reasons.array[failed]
     return result
 
 
@@ -231,89 +230,39 @@ def gallery(data: Data, *, column: Hashable | None = None) -> Gallery:
     `column` names the images, and may be left out where only one column holds some. Pictures are small,
     and made when they are shown: those of the first 24 rows. Methods of it give plain frames again.
     """
-    frame = _frame(data)
+    frame = as_frame(data)
     name, _ = pick(frame, column, "images")
-    score = next((name for name in ("score", "probability") if name in frame.columns), None)
-    texts = [name for name in ("label", "group") if name in frame.columns]
-    return as_gallery(frame, image=name, score=score, texts=texts)
+    score, probability, *texts = (
+        full_name(frame, name) for name in ("score", "probability", "label", "group")
+    )
+    return as_gallery(frame, image=name, score=score if score in frame.columns else probability, texts=texts)
 
 
-def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
-    """Return a column of vectors as float32 (n, d): the memory of the column itself, read-only.
-
-    Where the column has NA or came in parts (after `pd.concat`) it is a copy, with NaN for NA.
-    """
-    name, series = pick(_frame(data), column, "vectors")
-    vectors: Any = vector_column(series)
-    if vectors is None:
-        raise TypeError(f"column {name!r} of {series.dtype} holds no vectors")
-    array = vectors.chunk(0) if vectors.num_chunks == 1 else vectors.combine_chunks()
-    if not (pa.types.is_fixed_size_list(array.type) and pa.types.is_float32(array.type.value_type)):
-        array = _fixed_size(array, f"column {name!r}")
-    rows = flat_rows(array)
-    if not array.null_count:
-        return rows
-    return np.where(np.asarray(array.is_valid())[:, None], rows, np.float32(np.nan))
+def _rank(
+    data: Data, query: Callable[[], Float32], k: int, names: tuple[Hashable | None, str, ClipEmbedder]
+) -> Gallery:
+    """Return the k rows most like a unit vector; `names` are the column, where the score goes, and whose."""
+    column, into, clip = names
+    k = check_count(k)
+    places, cosines = compared(data, column, clip).most_alike(query(), k)
+    result = as_frame(data).iloc[places]
+    score = full_name(result, into)
+    result[score] = cosines
+    return as_gallery(result, score=score, policy=clip.policy)
 
 
-def compared(data: Data, column: Hashable | None, clip: ClipEmbedder) -> VectorColumn:
-    """Return the vectors of a frame that are to be compared: those it has, or those of its images."""
-    if isinstance(data, pd.DataFrame):
-        name, series = pick(data, column, "vectors", "images")
-        where = f"column {name!r}"
-    else:
-        series, where = data, "the column"
-    vectors = vector_column(series)
-    if vectors is not None:
-        return open_vectors(vectors, clip, where)
-    rows, valid, _ = embed_images_of(images_of(series, where), len(series), clip)
-    return VectorColumn([Part(rows, valid)], clip.dim)
+def _known_errors(frame: pd.DataFrame, column: Hashable | None) -> tuple[Hashable, Hashable] | None:
+    """Return the columns with the vectors and the reasons that `embed` wrote, None where there are none."""
+    names = list(frame.columns) if column is None else [column]
+    pairs = [(name, _error_name(name)) for name in names if _error_name(name) in frame.columns]
+    if column is None:
+        pairs = [pair for pair in pairs if vector_column(frame[pair[0]]) is not None]
+    return pairs[0] if len(pairs) == 1 else None
 
 
-def _embed_series(
-    series: Any,  # noqa: ANN401
-    clip: ClipEmbedder,
-    where: str,
-    *,
-    warn: bool = True,
-) -> tuple[Any, list[str | None]]:
-    """Return the stamped vectors of a column of images as a pandas array, and why each image failed."""
-    rows, valid, reasons = embed_images_of(images_of(series, where), len(series), clip, warn=warn)
-    vectors = pa.chunked_array([stamp_vectors(vector_array(rows, valid), clip)])
-    measure(vectors)
-    return pd.arrays.ArrowExtensionArray(vectors), reasons
-
-
-def _ranked(data: Data, found: tuple[Places, Float32], into: str, policy: ImagePolicy) -> Gallery:
-    places, cosines = found
-    result = _frame(data).iloc[places]
-    result[into] = cosines
-    return as_gallery(result, score=into, policy=policy)
-
-
-def _frame(data: Data) -> pd.DataFrame:
-    """Return a frame that may be given more columns; the data stay where they are."""
-    if isinstance(data, pd.DataFrame):
-        return data.copy(deep=False)
-    return data.to_frame("image" if data.name is None else data.name)
-
-
-def _error_column(into: str) -> str:
-    return f"{into}_error"
-
-
-def _known_errors(frame: pd.DataFrame, column: Hashable | None) -> str | None:
-    """Return the column with the reasons that `embed` wrote, None where there is none."""
-    if column is not None:
-        name = _error_column(str(column))
-        return name if name in frame.columns else None
-    names = [name for name in frame.columns if _error_column(str(name)) in frame.columns]
-    found = [name for name in names if vector_column(frame[name]) is not None]
-    return _error_column(str(found[0])) if len(found) == 1 else None
-
-
-def _fixed_size(array: Any, where: str) -> Any:  # noqa: ANN401 - a pa.Array of lists
-    lengths: list[int] = cast("Any", pc).list_value_length(array).drop_null().unique().to_pylist()
-    if len(lengths) > 1:
-        raise SpaceMismatch(f"{where}: the vectors have different dimensions: {sorted(lengths)}")
-    return array.cast(pa.list_(pa.float32(), lengths[0] if lengths else 0))
+def _error_name(name: Hashable) -> Hashable:
+    """Return the name of the column with the reasons that belongs to one of vectors."""
+    if isinstance(name, tuple):  # one of a MultiIndex
+        first, *others = cast("tuple[Hashable, ...]", name)
+        return (f"{first}{_ERROR}", *others)
+    return f"{name}{_ERROR}"

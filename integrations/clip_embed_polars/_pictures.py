@@ -34,7 +34,7 @@ class Gallery:
                 str(row),
                 make_tile(
                     values[self.column],
-                    {name: values[name] for name in texts if values[name] is not None},
+                    {name: values[name] for name in texts},
                     None if scores is None else values[scores],
                 ),
             )

@@ -13,9 +13,9 @@ from clip_embed._classify import Labels, read_labels
 from clip_embed._frames.columns import image_items
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import Method, project_rows
-from clip_embed._frames.session import image_vector, text_vector, the_embedder
+from clip_embed._frames.session import check_text, image_vector, text_vector, the_embedder
 from clip_embed._frames.vectors import Part, VectorColumn
-from clip_embed._ranking import group_alike
+from clip_embed._ranking import check_count, group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32
 from clip_embed_polars._vectors import check_images, content, pick, to_series, to_vectors, vector_dtype
@@ -65,8 +65,9 @@ def score(
     Raises SpaceMismatch for vectors of another model, else as `embed`.
     """
     clip = the_embedder(embedder)
-    query = text_vector(clip, text)
-    return pl.Series("score", _compared(data, column, clip).cosines(query), pl.Float32, nan_to_null=True)
+    check_text(text)
+    cosines = _compared(data, column, clip).cosines(text_vector(clip, text))
+    return pl.Series("score", cosines, pl.Float32, nan_to_null=True)
 
 
 def search(
@@ -83,6 +84,7 @@ def search(
     `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
     """
     clip = the_embedder(embedder)
+    check_text(text)
     return _rank(frame, lambda: text_vector(clip, text), k, (column, into, clip))
 
 
@@ -151,6 +153,7 @@ def probabilities(
     Arguments as in `classify`. Rows sum to 1 unless `multi`. Null where there is no vector.
     """
     clip = the_embedder(embedder)
+    read_labels(labels, other, multi=multi)  # what is wrong with them is said before images are embedded
     vectors = _compared(data, column, clip)
     found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     shares = np.where(vectors.valid[:, None], found.probabilities, np.float32(np.nan))
@@ -259,6 +262,7 @@ def _rank(
     frame: Frame, query: Callable[[], Float32], k: int, names: tuple[str | None, str, ClipEmbedder]
 ) -> Frame:
     column, into, clip = names
+    k = check_count(k)
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         places, cosines = _compared(batch, column, clip).most_alike(query(), k)

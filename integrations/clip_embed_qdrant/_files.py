@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from clip_embed import MissingExtra
-from clip_embed._cli.folder_index import SUFFIXES
+from clip_embed._images.folders import find_images, is_image_name
 from clip_embed._types import ImagePolicy
 from clip_embed_qdrant._entries import Entry, Source, file_state, normal_key
 
@@ -38,9 +38,10 @@ def pattern(text: str) -> Source:
     def entries() -> Iterator[Entry]:
         for name in glob.iglob(text, recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
             path = Path(name).absolute()
-            if (everything and path.suffix.lower() not in SUFFIXES) or not path.is_file():
+            if (everything and not is_image_name(name)) or path.is_dir():
                 continue
-            yield _file_entry(path.relative_to(root).as_posix(), str(path), path.stat())
+            facts = path.stat() if path.exists() else None
+            yield _file_entry(path.relative_to(root).as_posix(), str(path), facts)
 
     return Source(text, entries, lambda: None, str(root))
 
@@ -72,9 +73,7 @@ def remote(url: str, policy: ImagePolicy, options: Mapping[str, object] | None) 
         for _, _, files in opened.walk(root, detail=True, on_error="raise"):
             for facts in cast("dict[str, dict[str, Any]]", files).values():
                 name = str(facts["name"])
-                if (wanted and not wanted.match(name)) or (
-                    everything and PurePosixPath(name).suffix.lower() not in SUFFIXES
-                ):
+                if (wanted and not wanted.match(name)) or (everything and not is_image_name(name)):
                     continue
                 yield _remote_entry(opened, name, facts, root, policy)
 
@@ -84,28 +83,21 @@ def remote(url: str, policy: ImagePolicy, options: Mapping[str, object] | None) 
 def _below(root: Path) -> Iterator[Entry]:
     if not root.is_dir():
         raise NotADirectoryError(f"there is no folder {root}")
-    waiting = [""]
-    while waiting:
-        inner = waiting.pop()
-        try:
-            with os.scandir(root / inner) as found:
-                for entry in found:
-                    name = f"{inner}{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{name}/")
-                    elif os.path.splitext(name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122
-                        yield _file_entry(name, entry.path, entry.stat())
-        except OSError as error:
-            if not inner:
-                raise
-            yield Entry(normal_key(inner), problem=f"cannot read the folder: {error.strerror}", name=inner)
+    above = f"{root}{os.sep}"
+    for name, facts, error in find_images(root):
+        if error:
+            yield Entry(normal_key(name), problem=f"cannot read the folder: {error.strerror}", name=name)
+        else:
+            yield _file_entry(name, above + name, facts)
 
 
-def _file_entry(name: str, path: str, facts: os.stat_result) -> Entry:
+def _file_entry(name: str, path: str, facts: os.stat_result | None) -> Entry:
     key = normal_key(name)
     if key != name and _has_twin(Path(path), key):
         reason = f"a file of the same name in another Unicode form is stored as {key!r}: rename one of them"
         return Entry(key, problem=reason, retryable=False, name=path)
+    if facts is None:  # reading it says why
+        return Entry(key, path)
     state = file_state(facts.st_size, facts.st_mtime_ns)
     return Entry(key, path, state, {"path": key, "size": facts.st_size})
 
@@ -116,10 +108,7 @@ def _has_twin(path: Path, key: str) -> bool:
 
 
 def _count_below(root: Path) -> int:
-    count = 0
-    for _, _, names in os.walk(root):
-        count += sum(os.path.splitext(name)[1].lower() in SUFFIXES for name in names)  # noqa: PTH122
-    return count
+    return sum(is_image_name(name) for _, _, names in os.walk(root) for name in names)
 
 
 def _remote_entry(opened: Any, name: str, facts: dict[str, Any], root: str, policy: ImagePolicy) -> Entry:  # noqa: ANN401

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from clip_embed._cli.folder_index import SUFFIXES
+from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import describe
 from clip_embed._types import ImagePolicy
 from clip_embed.arrow import Column, image_values
@@ -211,7 +211,7 @@ def _sample(file: Path, members: list[tuple[tarfile.TarInfo, bytes | None]]) -> 
         except ValueError as error:
             problem = f"{member.name}: {error}"
     for member, content in members:
-        if PurePosixPath(member.name).suffix.lower() not in SUFFIXES:
+        if not is_image_name(member.name):
             continue
         key = normal_key(f"{file.name}/{member.name}")
         if content is None:

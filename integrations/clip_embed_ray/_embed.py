@@ -33,9 +33,10 @@ def embed(
     >>> embed(files, "path", model="offline").write_parquet("vectors")
 
     `column` holds paths that every node can read, encoded images (`ray.data.read_binary_files`),
-    structs with "bytes" or "path", or decoded ones (`ray.data.read_images`). `into` is a fixed-size list of d
-    float32 of unit length, stamped with the model: null for null and where an image failed; `into` +
-    "_error" has the reason. Columns of these names are replaced. Rows keep their order within a block.
+    structs with "bytes" or "path", or decoded ones (`ray.data.read_images(mode="RGB")`). `into` is a
+    fixed-size list of d float32 of unit length, stamped with the model: null for null and where an image
+    failed; `into` + "_error" has the reason. Columns of these names are replaced. Rows keep their order
+    within a block.
 
     `model` is what `ClipEmbedder` takes, or a ClipEmbedder, whose settings count and whose weights each
     actor loads for itself; left out it is the default model. Actors and what each has are as in Ray's

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder
-from clip_embed.arrow import embed_images, image_values, vector_array
+from clip_embed import ClipEmbedder, ImageSpec
+from clip_embed.arrow import embed_images, encode, image_values, prepare, vector_array
+from clip_embed.testing import FakeModel
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -121,3 +122,55 @@ def test_vectors_survive_a_file(tmp_path: Path, clip: ClipEmbedder, files: list[
     assert column.type == pa.list_(pa.float32(), 16)
     assert column.is_valid().to_pylist() == [True, False, True]
     np.testing.assert_array_equal(np.array(column.drop_null().to_pylist(), np.float32), vectors[[0, 2]])
+
+
+def test_two_stages_give_the_vectors_of_one(files: list[Path], clip: ClipEmbedder) -> None:
+    """`prepare`, then `encode` in another embedder: the same vectors, reasons and nulls."""
+    column = pa.chunked_array([[str(files[0]), None], ["missing.png", *map(str, files[1:])]])
+    pixels, errors = prepare(column, clip)
+    assert pixels.type == pa.binary(32 * 32 * 3)
+    vectors, later = encode(pixels, ClipEmbedder(FakeModel(), cache=None))
+    expected, reasons = embed_images(column, clip)
+    assert vectors.equals(expected)
+    assert errors.equals(reasons)
+    assert later.null_count == 5
+    assert encode(pa.chunked_array([pixels.cast(pa.binary())]), clip)[0].equals(expected)
+    assert [len(part) for part in prepare(pa.nulls(0), clip)] == [0, 0]
+
+
+def test_pixels_of_another_size_are_refused(clip: ClipEmbedder) -> None:
+    """The error names the row and what the model takes; columns of something else are a TypeError."""
+    small = ClipEmbedder(FakeModel(size=8))
+    pixels, _ = prepare(pa.array([None, _png()]), small)
+    with pytest.raises(ValueError, match=r"row 1 has 192 bytes; .* takes uint8 \(32, 32, 3\)"):
+        encode(pixels, clip)
+    with pytest.raises(TypeError, match="a column of string holds no pixels"):
+        encode(pa.array(["a.png"]), clip)
+    with pytest.raises(TypeError, match="a column of int64 holds no images"):
+        prepare(pa.array([1]), clip)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ImageSpec(40, crop=(32, 24)),
+        ImageSpec((20, 30)),
+        ImageSpec(16, pad=True),
+        ImageSpec((16, 12), pad=True),
+        ImageSpec(8, prepare=lambda image: np.zeros((6, 7, 3), np.uint8)),
+    ],
+    ids=["crop", "size", "square", "pad", "own"],
+)
+def test_the_shape_that_a_spec_states_is_that_of_its_images(spec: ImageSpec) -> None:
+    """Of wide and high images, smaller and larger than the model's."""
+    model = FakeModel()
+    model.image_spec = spec
+    clip = ClipEmbedder(model)
+    for size in ((9, 30), (300, 100)):
+        assert clip.prepare_image(np.zeros((*size, 3), np.uint8)).shape == (*spec.shape, 3)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return file.getvalue()

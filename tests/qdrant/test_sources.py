@@ -52,12 +52,17 @@ def test_patterns(store: ImageStore, pictures: Path) -> None:
 
 
 def test_what_a_folder_leaves_out(store: ImageStore, pictures: Path) -> None:
-    """Other files and loops of links are not followed; a link to a file is."""
+    """Other files and loops of links are not followed; a link to a file is, and fails if it is gone."""
     (pictures / "notes.txt").write_text("no picture")
     (pictures / "loop").symlink_to(pictures, target_is_directory=True)
     (pictures / "linked.png").symlink_to(pictures / "red.png")
     report = store.ingest(pictures)
     assert (report.seen, report.written) == (9, 9)
+    (pictures / "gone.png").symlink_to(pictures / "no such file")
+    for source in (pictures, f"{pictures}/*.png"):
+        assert [(each.key, each.reason) for each in store.ingest(source).failed] == [
+            ("gone.png", "no such file")
+        ]
 
 
 def test_a_folder_that_may_not_be_read(
