@@ -59,7 +59,10 @@ def main() -> None:
     clip = ClipEmbedder(FakeModel(dim=512))
     before, start = peak_mb(), time.perf_counter()
     found = evaluate_retrieval(clip, vectors[0], vectors[1])
-    print(f"random vectors: {time.perf_counter() - start:.1f} s, {peak_mb() - before:+.0f} MB\n{found}\n")
+    print(
+        f"random vectors: {time.perf_counter() - start:.1f} s, {peak_mb() - before:+.0f} MB\n{found}\n",
+        flush=True,
+    )
 
     files = photos()
     texts = [captions()[path.name] for path in files]

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -119,11 +119,19 @@ def read_labels(labels: Labels, other: str | None, *, multi: bool) -> dict[str, 
         raise ValueError(f"the label {twice[0]!r} stands twice among the labels")
     if len(names) < 2 and not (multi and other is None and names):
         raise ValueError("give at least two labels to choose from; for a single text there is `scores`")
-    found = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in pairs}
-    for name, words in found.items():
-        if not words or not all(word.strip() for word in (name, *words)):
-            raise ValueError(f"labels must not be empty texts, as {name if words else ''!r} is")
-    return found
+    return {name: _read_words(name, words) for name, words in pairs}
+
+
+def _read_words(label: object, words: object) -> tuple[str, ...]:
+    """Return the words of one label. Raises TypeError for what is no text, ValueError for empty ones."""
+    alone = isinstance(words, str) or not isinstance(words, Iterable)
+    found = (words,) if alone else tuple(cast("Iterable[object]", words))
+    for text in (label, *found):
+        if not isinstance(text, str):
+            raise TypeError(f"labels must be texts, not {text!r}")
+        if not text.strip() or not found:
+            raise ValueError(f"labels must not be empty texts, as {text if found else ''!r} is")
+    return cast("tuple[str, ...]", found)
 
 
 def shares_of(logits: Float32, *, multi: bool, other: bool) -> Float32:

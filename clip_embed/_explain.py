@@ -74,6 +74,8 @@ def explain_labels(
     sentences = resolve_templates(templates)
     given = given_vectors(images, embedder)
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
+    if not len(vectors):
+        raise ValueError("give some images, a few dozen of yours, to see what labels make of them")
     together = embedder.classify(vectors, labels, templates=sentences, other=other)
     alone = [
         embedder.classify(vectors, labels, templates=[each], other=other).probabilities for each in sentences

@@ -164,7 +164,7 @@ def fit(
     for place, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"label {place} must be a text that is not empty, not {label!r}")
-    names = sorted(set(labels))
+    names = sorted({str(label) for label in labels})
     if len(names) < 2:
         raise ValueError("give at least two different labels to learn to tell apart")
     given = given_vectors(images, embedder)

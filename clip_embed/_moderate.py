@@ -183,6 +183,10 @@ def moderate(
     flagged, and look at samples of what is not.
     """
     policy = policy or ModerationPolicy.starter()
+    if not isinstance(policy, ModerationPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"policy must be a ModerationPolicy, not {policy!r}: its from_json reads a file's text"
+        )
     vectors, kept, failures = images_with_vectors(embedder, images)
     scores = _scores(embedder, vectors, policy)
     found = {

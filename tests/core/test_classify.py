@@ -120,6 +120,9 @@ def test_a_bad_image_loses_nothing() -> None:
         ([], ["{}"], ValueError, "at least two labels"),
         (["red", "blue", "red"], ["{}"], ValueError, "'red' stands twice"),
         (["red", " "], ["{}"], ValueError, "empty texts, as ' ' is"),
+        ({"red": [], "blue": "blue"}, ["{}"], ValueError, "empty texts, as '' is"),
+        (["red", 3], ["{}"], TypeError, "labels must be texts, not 3"),
+        ({"red": ["red", None], "blue": "blue"}, ["{}"], TypeError, "labels must be texts, not None"),
         (["red", "blue"], [], ValueError, "at least one template"),
         (["red", "blue"], ["a photo"], ValueError, "'a photo' has no {} for the label"),
     ],
@@ -204,6 +207,8 @@ def test_the_report_says_what_hangs_on_the_phrasing() -> None:
     assert torn.agreement.max() == 1
     assert torn.spread.min() > 0.1
     assert "3 templates" in str(torn)
+    with pytest.raises(ValueError, match="give some images"):
+        explain_labels(clip, [], ["red", "blue"])
     vectors = clip.embed_images([RED, BLUE])
     again = explain_labels(clip, vectors, ["red", "blue"], templates=["{}", "red blue {}", "{}"])
     np.testing.assert_allclose(again.together, torn.together, atol=1e-6)

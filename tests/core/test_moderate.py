@@ -184,6 +184,10 @@ def test_what_is_refused(clip: ClipEmbedder) -> None:
         ModerationPolicy((POLICY.categories[0], POLICY.categories[0]))
     with pytest.raises(ValueError, match="'warm' is no category of the policy; there are hot, cold"):
         calibrate(clip, POLICY, [RED], ["warm"])
+    with pytest.raises(
+        TypeError, match=r"must be a ModerationPolicy, not 'policy\.json': its from_json reads"
+    ):
+        moderate(clip, [RED], "policy.json")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a label must be the name of a category, .* not None"):
         calibrate(clip, POLICY, [RED], [None])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="2 images need as many labels, not 1"):

@@ -11,17 +11,27 @@ import pyarrow as pa
 
 from clip_embed import (
     Accuracy,
+    Calibration,
+    Category,
     Classification,
     Classifier,
     ClipEmbedder,
+    Decision,
     Duplicates,
+    LabelReport,
     Matches,
+    ModerationPolicy,
     Relevance,
+    Retrieval,
     Training,
+    calibrate,
     diverse,
     duplicates,
+    evaluate_retrieval,
+    explain_labels,
     fit,
     fit_relevance,
+    moderate,
     similar,
     train,
 )
@@ -37,6 +47,26 @@ def visual_search(clip: ClipEmbedder, vectors: Float32, column: pa.ChunkedArray[
     assert_type(duplicates(clip, column, threshold=0.9), Duplicates)
     assert_type(duplicates(clip, column).extra, tuple[int, ...])
     assert_type(diverse(clip, vectors.astype(np.float64), 5), Matches)
+
+
+def labels(clip: ClipEmbedder, vectors: Float32) -> None:
+    """Words for each label, a label for none, a report on phrasing."""
+    found = clip.classify(vectors, {"car": ["car", "auto"], "cat": "cat"}, other="rest", multi=True)
+    assert_type(found.above(0.5), list[tuple[str, ...]])
+    assert_type(explain_labels(clip, ["a.jpg"], ["car", "cat"], templates="many"), LabelReport)
+
+
+def moderation(clip: ClipEmbedder, vectors: Float32) -> None:
+    """A policy, its thresholds from examples, and decisions."""
+    policy = ModerationPolicy((Category("fire", shows=("a fire",), against=("a candle",)),))
+    fitted = assert_type(calibrate(clip, policy, vectors, ["fire", "", ["fire"]], precision=0.9), Calibration)
+    assert_type(moderate(clip, ["a.jpg"], fitted.policy), list[Decision])
+
+
+def retrieval(clip: ClipEmbedder, vectors: Float32) -> None:
+    """One caption or several for each image, and captions of none."""
+    found = evaluate_retrieval(clip, ["a.jpg", "b.jpg"], ["a", ["b", "c"]], distractors=vectors)
+    assert_type(assert_type(found, Retrieval).right_caption(2), float)
 
 
 def few_shot(clip: ClipEmbedder, vectors: Float32) -> None:
