@@ -9,7 +9,7 @@
 
 Only the ratios within a run count. `throughput` holds ingest against the embedder alone, `instant` the same
 with a model that answers at once against decoding and uploading alone; `upload` holds writing vectors against
-the client's own `upload_collection`, same vectors, into a server on loopback (tests/qdrant/wire.py) that
+the client's own `upload_collection`, same vectors, into a server on loopback (tests/qdrant/wire) that
 throws them away; `resume` runs a finished ingest again; `memory` shows what grows with the number of images,
 without a store and with Edge; `recall` compares answers with brute force.
 """

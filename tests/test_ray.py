@@ -55,7 +55,8 @@ def files(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def server() -> Iterator[Any]:
     """A Qdrant server on a port of its own."""
-    spec = importlib.util.spec_from_file_location("qdrant_wire", Path(__file__).parent / "qdrant" / "wire.py")
+    wire_file = Path(__file__).parent / "qdrant" / "wire" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("qdrant_wire", wire_file)
     assert spec
     assert spec.loader
     wire = importlib.util.module_from_spec(spec)

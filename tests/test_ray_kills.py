@@ -136,7 +136,8 @@ def test_nothing_is_lost_from_a_dataset(cluster: Any, table: pa.Table, tmp_path:
 @pytest.mark.parametrize("act", [_kill_a_worker, _remove_a_node], ids=["worker", "node"])
 def test_nothing_is_lost_from_a_collection(cluster: Any, table: pa.Table, tmp_path: Path, act: Any) -> None:  # noqa: ANN401
     """Every image is one point, whatever was written twice, and a second run finds nothing to do."""
-    spec = importlib.util.spec_from_file_location("qdrant_wire", Path(__file__).parent / "qdrant" / "wire.py")
+    wire_file = Path(__file__).parent / "qdrant" / "wire" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("qdrant_wire", wire_file)
     assert spec
     assert spec.loader
     wire = importlib.util.module_from_spec(spec)
