@@ -246,6 +246,8 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
     """Give a function that shows how far a job is: a bar on a terminal, else a line now and then."""
     click.echo(verb if total is None else f"{verb} {total:,} images", err=True)
     told = time.monotonic()
+    from clip_embed_qdrant._shown import advance
+
     with Progress(verb, total) as bar:
 
         def show(report: IngestReport) -> None:
@@ -253,8 +255,7 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
             if isinstance(sys.exception(), Stopped):  # the process may end at any moment from now on
                 click.echo(f"\nUntil then: {report}. Run it again to go on from there.", err=True)
             elif sys.stderr.isatty():
-                done = report.skipped + report.written + len(report.failed)
-                bar.add(done - bar.done, len(report.failed) - bar.failed)
+                advance(bar, report)
             elif time.monotonic() - told > _BETWEEN_LINES:
                 told = time.monotonic()
                 click.echo(str(report), err=True)

@@ -40,8 +40,18 @@ class Address:
         """Refuse what contradicts itself."""
         if (self.location is None) == (self.client is None):
             raise TypeError("give either a location (a folder or a URL) or a client")
+        if self.client is not None and not isinstance(self.client, QdrantClient):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"client must be a QdrantClient, not {type(self.client).__name__}")
+        if self.is_folder and ("://" in str(self.location) or str(self.location) == ":memory:"):
+            raise TypeError(
+                f"{self.location} is no folder: a server is http://… or https://…, a store in memory is "
+                'client=QdrantClient(":memory:")'
+            )
         if self.is_folder == (self.collection is not None):
-            raise TypeError("a server or a client needs a collection, a folder has none")
+            raise TypeError(
+                "a server or a client needs a collection, a folder has none"
+                + (f"; is {self.location} a server, http://{self.location}?" if self.is_folder else "")
+            )
 
     @property
     def is_folder(self) -> bool:
