@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
-from clip_embed_qdrant import ImageStore, StoreError, StoreLocked
+from clip_embed_qdrant import ImageStore, IngestStopped, StoreError, StoreLocked
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -156,6 +157,23 @@ print(store.ingest(sys.argv[2], progress=lambda report: print(report.written, fl
         report = store.ingest(folder)
         assert (report.skipped, report.written) == (acknowledged, 1600 - acknowledged)
         assert store.verify(folder)
+
+
+def test_a_disk_that_is_nearly_full(
+    tmp_path: Path, pictures: Path, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edge would be killed by a signal where it cannot write: it is stopped before, searches go on."""
+    with ImageStore(tmp_path / "s.clip", embedder=embedder) as store:
+        store.ingest(pictures)
+        (pictures / "red.png").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000_000))
+            with pytest.raises(IngestStopped, match="100 MB are free on its disk"):
+                store.ingest(pictures)
+            with pytest.raises(StoreError, match="100 MB are free"):
+                store.optimize()
+            assert store.search(text="red", k=1)[0].key == "red.png"
+        assert store.ingest(pictures).written == 1
 
 
 def test_optimize_builds_the_index(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
