@@ -166,7 +166,7 @@ class _Collections(_Answers, collections_grpc.CollectionsServicer):
     def Create(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802
         self.enter("create", context)
         vectors = GrpcToRest.convert_vectors_config(request.vectors_config)
-        metadata = grpc_to_payload(request.metadata)
+        metadata = grpc_to_payload(request.metadata) if self.wire.keeps_metadata else None
         self.wire.engine.create_collection(request.collection_name, vectors, metadata=metadata)
         return pb.CollectionOperationResponse(result=True)
 

@@ -49,6 +49,8 @@ class Wire:
     """Name of each operation and how many points came with it."""
     keeps: bool = True
     """Whether it stores what is upserted; False for timing the way there alone."""
+    keeps_metadata: bool = True
+    """Whether it is a server that knows them."""
     api_key: str = ""
     """What every request must carry, if it is not empty."""
     scheme: str = "http"
