@@ -118,8 +118,8 @@ class ImageStore:
         """Embed what is new or changed in a source and write it; return what was done.
 
         `source` is a folder, a pattern ("photos/**/*.jpg"), a URL of fsspec ("s3://bucket/photos", with
-        `storage_options`), Parquet, CSV or tar files (webdataset; one, a pattern, a range in braces, a URL), an
-        Arrow table, dataset or reader, a DuckDB relation, or an iterable of (key, image[, payload]).
+        `storage_options`), Parquet, CSV or tar files (webdataset; a path, a pattern, a range in braces, a
+        URL), an Arrow table, dataset or reader, a DuckDB relation, or an iterable of (key, image[, payload]).
         In tables `image` and `key` name the columns, `payload` those to take along, by default all that a
         payload can hold. Files bring `path` and `size`, and what `facts` ask of their headers: "dimensions",
         "date" and "camera" of the EXIF block, "gps" too only if it is named here.
