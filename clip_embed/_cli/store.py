@@ -88,7 +88,10 @@ def open_store(
     if _is_url(place) != bool(collection):
         raise click.UsageError("a server needs --collection, a folder has none")
     embedder = ClipEmbedder(model) if model else None
-    return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
+    try:
+        return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
+    except TypeError as error:  # a place that is none
+        raise click.UsageError(str(error)) from error
 
 
 def search_store(
