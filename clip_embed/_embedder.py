@@ -14,15 +14,17 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, sigmoid, softmax
 from clip_embed._engine.cores import usable_cores
-from clip_embed._engine.device import suggest_batch_size
+from clip_embed._engine.device import device_name, suggest_batch_size
 from clip_embed._engine.fork import loading
 from clip_embed._engine.pipeline import ImageStream
-from clip_embed._engine.profile import Profile, Profiler
+from clip_embed._engine.profile import Profiler
 from clip_embed._engine.towers import Towers
+from clip_embed._engine.verdict import Profile
 from clip_embed._images.source import ImageInput, describe
 from clip_embed._models.opening import (
     DEFAULT_MODEL,
     check_model,
+    check_model_devices,
     check_model_precision,
     model_precision,
     open_model,
@@ -61,7 +63,8 @@ class ClipEmbedder:
 
     `model` is a hub name (or name@revision), a local folder with a CLIP or SigLIP model, "offline", or an
     object with the `Model` protocol.
-    `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "exact"
+    `device` is "auto" (cuda, xpu, mps, else cpu), a device of torch, or a list of them, which share the
+    images: ["cuda:0", "cuda:1"]. `precision` is "exact"
     (float32 and the reference's pixels), "fp32", "bf16", "fp16" (not on a CPU), "int8" (image
     tower, on a CPU; checked against float32 when it loads, ModelError where it moves the vectors
     too far) or "auto": bf16 where the device computes faster in it, else fp32. All but "exact"
@@ -81,7 +84,7 @@ class ClipEmbedder:
         self,
         model: str | Path | Model = DEFAULT_MODEL,
         *,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         precision: Precision = "auto",
         batch_size: int | Literal["auto"] = "auto",
         workers: int | Literal["auto"] = "auto",
@@ -91,8 +94,10 @@ class ClipEmbedder:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value != "auto" and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be 'auto' or a whole number from 1, not {value!r}")
+        device = device_name(device)
         check_model(model)
         check_model_precision(model, precision)
+        check_model_devices(model, device)
         self._source = model
         self._device = device
         self._precision = precision
@@ -144,7 +149,7 @@ class ClipEmbedder:
 
     @property
     def device(self) -> str:
-        """The device of torch that the model runs on, "auto" resolved."""
+        """The device of torch that the model runs on, "auto" resolved; several stand with commas."""
         return self._towers.device
 
     @property
@@ -205,7 +210,8 @@ class ClipEmbedder:
             prepare=towers.prepare,
             forward=towers.forward,
             finish=towers.finish,
-            streams=min(workers, self._towers.streams),
+            streams=self._towers.lanes or min(workers, self._towers.streams),
+            own_threads=bool(self._towers.lanes),
             dim=self.dim,
             batch_size=self._towers.batch_size,
             workers=workers,

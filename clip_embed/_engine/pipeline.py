@@ -7,7 +7,8 @@ share no state: each gets its work as a future, whose result comes back through 
 A model that may be called by several threads at once runs in the pool, one core for each batch:
 one pool with a thread for each core does all the work, so no core is idle and none is fought over.
 (Threads of torch that wait for each other spin: with other work on the cores that took 4 times
-the CPU time.) Any other model has a thread to itself beside the pool, and torch's own threads.
+the CPU time.) Any other model has a thread to itself beside the pool, and torch's own threads; one on
+GPUs has a thread for each of its lanes.
 
 Batches form in the order in which images become ready, and the input's order is restored on the
 vectors, which are small: one slow image does not hold the others up. What is under way is bounded
@@ -85,6 +86,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         dim: int,
         batch_size: int,
         workers: int,
+        own_threads: bool = False,
     ) -> None:
         self._source = enumerate(images)
         self._prepare = prepare
@@ -94,6 +96,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._batch_size = batch_size
         self._workers = workers
         self._streams = streams
+        self._own_threads = own_threads or streams == 1
         self._max_forwards = streams + 1  # one more follows while the caller is busy
         self._window = (self._max_forwards + 1) * batch_size + 2 * workers
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -135,8 +138,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
                 threads.callback(self._finish_up)  # after the last thread
             self._process = os.getpid()
             pool = runner = _open_pool(threads, self._workers, torch_threads=1)
-            if self._streams == 1:
-                runner = _open_pool(threads, 1, torch_threads=usable_cores())
+            if self._own_threads:
+                runner = _open_pool(threads, self._streams, torch_threads=usable_cores())
             while True:
                 self._read(pool)
                 self._launch(runner)
@@ -209,7 +212,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _images_per_pass(self) -> int:
         """Return how many images run at once: fewer at the end, so that all cores end together."""
-        if self._streams == 1 or self._preparing or not self._exhausted:
+        if self._own_threads or self._preparing or not self._exhausted:
             return self._batch_size
         return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
 
