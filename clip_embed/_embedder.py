@@ -14,6 +14,7 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, sigmoid, softmax
 from clip_embed._engine.cores import usable_cores
+from clip_embed._engine.decode_processes import CHUNK, processes_for
 from clip_embed._engine.device import device_name, suggest_batch_size
 from clip_embed._engine.fork import loading
 from clip_embed._engine.pipeline import ImageStream
@@ -204,10 +205,11 @@ class ClipEmbedder:
         """
         self._towers.check_process()
         towers = self._through_cache()
-        workers = usable_cores() if self._workers == "auto" else self._workers
+        workers = self._threads
         return ImageStream(
             _iterate(images),
-            prepare=towers.prepare,
+            prepare=towers.prepare_all,
+            chunk=CHUNK if towers.processes else 1,
             forward=towers.forward,
             finish=towers.finish,
             streams=self._towers.lanes or min(workers, self._towers.streams),
@@ -224,16 +226,16 @@ class ClipEmbedder:
         without the cache, then once more in each half, decoding alone and the forward pass alone.
         """
         self.load()
-        workers = usable_cores() if self._workers == "auto" else self._workers
         return Profiler(
             model=self.model,
             policy=self._policy,
             device=self.device,
             precision=self.precision,
             batch_size=self._towers.batch_size,
-            workers=workers,
+            workers=self._threads,
             pad=self._with_torch,
             with_torch=self._with_torch,
+            processes=self._through_cache().processes,
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
@@ -323,7 +325,19 @@ class ClipEmbedder:
         with loading():
             Image.preinit()  # imports Pillow's formats here rather than in the decode threads
             recipe = Recipe.of(self.precision, self.model.image_spec, policy)
-        return CachedTowers(self._towers, policy, recipe, cache, with_torch=self._with_torch)
+        processes = None
+        if self._with_torch:
+            exact = recipe.pixels == "reference"
+            hashed = cache is not None
+            processes = processes_for(self._towers, policy, self._threads, exact=exact, hashed=hashed)
+        return CachedTowers(
+            self._towers, policy, recipe, cache, with_torch=self._with_torch, processes=processes
+        )
+
+    @property
+    def _threads(self) -> int:
+        """How many threads read and decode, "auto" resolved."""
+        return usable_cores() if self._workers == "auto" else self._workers
 
 
 _revived: dict[str, ClipEmbedder] = {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
-from clip_embed._engine.pipeline import Prepared
+from clip_embed._engine.decode_processes import Chunk, DecodeProcesses
+from clip_embed._engine.pipeline import Prepared, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._images.pixels import prepare_pixels
 from clip_embed._images.source import Encoded, read_encoded
@@ -44,17 +46,46 @@ class CachedTowers:
         cache: EmbeddingCache | None,
         *,
         with_torch: bool,
+        processes: DecodeProcesses | None = None,
     ) -> None:
         self._towers = towers
         self._policy = policy
         self._recipe = recipe
         self._cache = cache
         self._with_torch = with_torch
+        self.processes = processes
         space = towers.space if cache is not None else ""
         limits = f"failure max_pixels={policy.max_pixels} max_bytes={policy.max_bytes} {recipe}"
         self._images = _Names.of(space, recipe.image_sources())
         self._texts = _Names.of(space, recipe.text_sources())
         self._failures = _Names.of(space, [limits])
+
+    def prepare_all(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Prepare some images, where a chunk of them finds a decode process free in that; in order."""
+        if self.processes is not None and len(sources) > 1:
+            chunk = self.processes.decode(sources, self.remembered)
+            if chunk is not None:
+                return self._from(chunk, sources)
+        return one_by_one(self.prepare)(sources)
+
+    def _from(self, chunk: Chunk, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Return what a decode process gave, as `prepare` would have given it."""
+        outcomes: list[Prepared | ImageError] = []
+        for place, (source, known, pixels) in enumerate(zip(sources, chunk.known, chunk.pixels, strict=True)):
+            content = chunk.hashes[place] if chunk.hashes else b""
+            content = content if isinstance(content, bytes) else b""
+            if isinstance(source, Encoded):
+                source.fetch, source.digest = None, content
+            if isinstance(known, ImageError):
+                outcomes.append(known)
+            elif isinstance(pixels, tuple):
+                error = ImageError(pixels[0], retryable=pixels[1])
+                if self._cache is not None and content:
+                    self._cache.put_failure(self._failures.keys(content)[0], error)
+                outcomes.append(error)
+            else:
+                outcomes.append(Prepared(content, pixels, cast("Float32 | None", known)))
+        return outcomes
 
     def prepare(self, source: object) -> Prepared:
         """Read and decode one image, in a decode thread; content that is known is not decoded."""

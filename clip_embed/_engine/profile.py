@@ -13,7 +13,8 @@ from typing import cast
 
 import numpy as np
 
-from clip_embed._engine.pipeline import ImageStream, Prepared
+from clip_embed._engine.decode_processes import CHUNK, DecodeProcesses
+from clip_embed._engine.pipeline import ImageStream, Prepare, Prepared, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import STAGES, Profile
 from clip_embed._images.pixels import decode_for, fit
@@ -21,6 +22,7 @@ from clip_embed._images.source import read_encoded
 from clip_embed._types import Float32, ImagePolicy, Model, UInt8
 from clip_embed.errors import ImageError
 
+_START = 60  # seconds that decode processes may take to start
 _KEPT = 256  # decoded images that the forward pass alone is measured with; more are taken from them again
 
 
@@ -83,6 +85,7 @@ class Profiler:
     workers: int
     pad: bool
     with_torch: bool
+    processes: DecodeProcesses | None = None
 
     def run(self, images: Iterable[object]) -> Profile:
         """Embed the images three times over: whole, without the forward pass, and without decoding.
@@ -96,6 +99,8 @@ class Profiler:
         kept: list[UInt8] = []
         idle = _Stopwatch()
         towers = self._towers(self.model)
+        if self.processes is not None:
+            self.processes.wait(_START)
         # A first batch prepares what would else be prepared while it is measured.
         first = sources[: self.batch_size]
         self._time(first, self._prepare(idle, []), self._forward(towers, idle), towers)
@@ -110,7 +115,7 @@ class Profiler:
         forwarding, count = 0.0, len(sources) - failed
         if kept:
             again = islice(cycle(kept), count)
-            forwarding, _ = self._time(again, _decoded, self._forward(towers, idle), towers)
+            forwarding, _ = self._time(again, one_by_one(_decoded), self._forward(towers, idle), towers)
         return Profile(
             images=len(sources),
             failed=failed,
@@ -122,13 +127,14 @@ class Profiler:
             precision=self.precision,
             batch_size=self.batch_size,
             workers=self.workers,
+            processes=self.processes.count if self.processes else 0,
             notes=tuple(getattr(self.model, "notes", ())),
         )
 
     def _towers(self, model: Model) -> Towers:
         return Towers(lambda: model, device=self.device, batch_size=self.batch_size, pad=self.pad)
 
-    def _prepare(self, watch: _Stopwatch, kept: list[UInt8]) -> Callable[[object], Prepared]:
+    def _prepare(self, watch: _Stopwatch, kept: list[UInt8]) -> Prepare:
         spec, policy, exact = self.model.image_spec, self.policy, self.precision == "exact"
 
         def prepare(source: object) -> Prepared:
@@ -142,7 +148,24 @@ class Profiler:
                 kept.append(pixels)
             return Prepared(b"", pixels)
 
-        return prepare
+        here = one_by_one(prepare)
+
+        def prepare_all(sources: Sequence[object]) -> list[Prepared | ImageError]:
+            chunk = None
+            if self.processes is not None and len(sources) > 1:
+                chunk = self.processes.decode(sources, lambda _: None)
+            if chunk is None:
+                return here(sources)
+            for stage, seconds in zip(STAGES, chunk.seconds, strict=False):  # the first three
+                watch.add(stage, seconds)
+            return [
+                ImageError(pixels[0], retryable=pixels[1])
+                if isinstance(pixels, tuple)
+                else Prepared(b"", pixels)
+                for pixels in chunk.pixels
+            ]
+
+        return prepare_all
 
     def _forward(
         self, towers: Towers, watch: _Stopwatch
@@ -161,7 +184,7 @@ class Profiler:
     def _time(
         self,
         sources: Iterable[object],
-        prepare: Callable[[object], Prepared],
+        prepare: Prepare,
         forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
         towers: Towers,
     ) -> tuple[float, int]:
@@ -170,6 +193,7 @@ class Profiler:
         with ImageStream(
             sources,
             prepare=prepare,
+            chunk=CHUNK if self.processes else 1,
             forward=forward,
             streams=towers.lanes or min(self.workers, towers.streams),
             own_threads=bool(towers.lanes),

@@ -37,6 +37,8 @@ class Profile:
     batch_size: int
     workers: int
     """Threads that read and decode."""
+    processes: int = 0
+    """Processes that those threads are in; 0 where they are in this one."""
     notes: tuple[str, ...] = ()
     """What is faster, but did not hold when the model checked it, and is not used."""
 
@@ -95,6 +97,8 @@ class Profile:
         }
 
     def __str__(self) -> str:
+        threads = f"{self.workers} threads for decoding"
+        threads += f" in {self.processes} processes" if self.processes else ""
         failed = f", {self.failed:,} of them failed" if self.failed else ""
         total, most = sum(self.stages.values()), max(self.stages.values())
         rows = [
@@ -105,7 +109,7 @@ class Profile:
         return "\n".join(
             (
                 f"{self.images:,} images{failed}: {self.images_per_second:,.1f} images/s on {self.device} in "
-                f"{self.precision}, batches of {self.batch_size}, {self.workers} threads for decoding",
+                f"{self.precision}, batches of {self.batch_size}, {threads}",
                 "",
                 "stage      ms/image   share",
                 *(row.rstrip() for row in rows),
