@@ -80,6 +80,22 @@ def test_a_call_waits_for_its_last_image() -> None:
     assert len(work.arrived) == 3
 
 
+def test_a_serving_thread_is_no_daemon() -> None:
+    """Though DuckDB's thread that starts it is one: at the program's end it would be cut off, with noise."""
+
+    class Asking(Slow):
+        def embedded(self, key: object, vector: Float32) -> None:
+            self.left -= 1
+            self.arrived.append(threading.current_thread().daemon)
+
+    work = Asking()
+    stream = SharedStream(ClipEmbedder(FakeModel(), batch_size=1))
+    caller = threading.Thread(target=stream.run, args=(work, lambda: None), daemon=True)
+    caller.start()
+    caller.join()
+    assert work.arrived == [False] * 3
+
+
 def test_a_connection_that_closes_while_others_read_through_it(tmp_path: Path) -> None:
     """Files of a query are read through a registered connection; when that closes, through the next."""
     began, closed = threading.Event(), threading.Event()

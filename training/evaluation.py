@@ -19,11 +19,12 @@ from clip_embed.demo import photos as demo_photos
 from clip_embed.offline import _vectors
 from clip_embed.offline._colour import colour_parts
 from clip_embed.offline._colour_words import parse_colours
-from clip_embed.offline._heads import ConseHeads
+from clip_embed.offline._heads import ConseHeads, LooksHeads
 from clip_embed.offline._towers import ImageFeatures, ImageTower
 
 DEPTHS = (1, 5, 10)
 RESAMPLES = 2000
+SCALES = range(5, 105, 5)
 UNSEEN_PHRASES = (
     "show me {}", "I am looking for {}", "an old snapshot: {}", "is there any picture with {}?", "{}, please",
 )  # fmt: skip
@@ -38,25 +39,28 @@ class Scorer:
     image_head: ImageHead
     text_head: TextHead
     cache: Path
+    with_looks: bool = True
 
     def images(self, pictures: Pictures) -> Float32:
-        """(n, 747)."""
+        """(n, 1003)."""
         conse = ConseHeads()
         meanings = self.image_head(pictures.seen, conse.image(pictures.seen))
-        return _vectors.image_vectors(meanings, conse.topics(meanings), pictures.colours)
+        looks = self.with_looks * LooksHeads().image(pictures.seen)
+        return _vectors.image_vectors(meanings, looks, conse.topics(meanings), pictures.colours)
 
     def texts(self, texts: Sequence[str]) -> Float32:
-        """(m, 747)."""
+        """(m, 1003)."""
         queries = [parse_colours(text) for text in texts]
         plain, conse = encode([query.rest for query in queries], self.cache), ConseHeads()
         colours = np.stack([query.colours for query in queries])
         names_object = [query.names_object for query in queries]
-        return _vectors.text_vectors(self.text_head(plain), conse.topics(plain), colours, names_object)
+        meanings, looks = self.text_head(plain), self.with_looks * LooksHeads().text(plain)
+        return _vectors.text_vectors(meanings, looks, conse.topics(plain), colours, names_object)
 
 
-def untrained(cache: Path) -> Scorer:
-    """ConSE and the bare text tower."""
-    return Scorer(lambda _, conse: conse, lambda vectors: vectors, cache)
+def untrained(cache: Path, *, with_looks: bool = False) -> Scorer:
+    """ConSE and the bare text tower: the form that everything is compared with."""
+    return Scorer(lambda _, conse: conse, lambda vectors: vectors, cache, with_looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +94,37 @@ def ranks(images: Float32, texts: Float32, relevant: npt.NDArray[np.bool_]) -> n
     return places
 
 
-def validation_ranks(scorer: Scorer) -> npt.NDArray[np.int64]:
-    """Places of the validation photos for their queries."""
+def validation_scores(scorer: Scorer) -> tuple[Float32, npt.NDArray[np.int64]]:
+    """(q, 36) and (q,): each query's scores of the validation photos, and the photo that it asks for."""
     pairs = validation_photos(scorer.cache)
     pictures = look(np.stack([on_white(photo) for photo, _ in pairs]), "validation", scorer.cache)
-    gallery = scorer.images(pictures)
     queries = [(query, number) for number, (_, said) in enumerate(pairs) for query in said]
-    relevant = np.zeros((len(queries), len(gallery)), dtype=bool)
-    relevant[np.arange(len(queries)), [number for _, number in queries]] = True
-    return ranks(gallery, scorer.texts([query for query, _ in queries]), relevant)
+    scores = scorer.texts([query for query, _ in queries]) @ scorer.images(pictures).T
+    return scores, np.array([number for _, number in queries])
+
+
+def validation_ranks(scorer: Scorer) -> npt.NDArray[np.int64]:
+    """Places of the validation photos for their queries."""
+    scores, wanted = validation_scores(scorer)
+    own = np.take_along_axis(scores, wanted[:, None], axis=1)
+    places: npt.NDArray[np.int64] = (scores > own).sum(axis=1)
+    return places
+
+
+def best_scale(scorer: Scorer) -> int:
+    """What `classify` should multiply cosines with: of SCALES, what makes photos' own queries likeliest."""
+    scores, wanted = validation_scores(scorer)
+    own = wanted[:, None] == np.arange(scores.shape[1])
+    likelihood = {
+        scale: float(np.log((softmax(scale * scores, axis=0) * own).sum(axis=0)).mean()) for scale in SCALES
+    }
+    return max(likelihood, key=lambda scale: likelihood[scale])
+
+
+def softmax(values: Float32, axis: int) -> Float32:
+    """Exponentials, divided by their sum along the axis."""
+    grown = np.exp(values - values.max(axis=axis, keepdims=True))
+    return np.asarray(grown / grown.sum(axis=axis, keepdims=True), dtype=np.float32)
 
 
 def drawing_ranks(scorer: Scorer, pictures: Pictures, named: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -34,7 +34,7 @@ KNOWN_MODELS = (
     KnownModel(
         "offline",
         "EfficientNet-Lite2 + MiniLM and a head of our own, no download",
-        747,
+        1003,
         260,
         "Apache-2.0",
         None,

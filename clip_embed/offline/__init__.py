@@ -2,7 +2,7 @@
 
 >>> from clip_embed.offline import OfflineModel
 >>> OfflineModel().dim
-747
+1003
 """
 
 from clip_embed.offline._model import OfflineModel

@@ -1,7 +1,8 @@
-"""From what the frozen towers give to the meaning part of the vectors: 384 numbers.
+"""From what the frozen towers give to the meaning and the looks of the vectors: 384 and 256 numbers.
 
-The untrained form (ConSE) also gives the topics that are multiplied with the colours; the trained head adds
-to an image's vector what else its features say.
+Meaning compares in the space of texts: an image lies where the names of what it shows lie. Looks compare in
+the space of image features: a text lies where the classifier would look for what it names. The two err
+differently.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ CONSE_CLASSES = 50
 FEATURE_LENGTH = 8.0
 """Length to which the image features are brought before the trained head reads them."""
 MEANING_DIM = 384
+LOOKS_DIM = 256
+FOCUS = 0.5
+"""What the features where the classifier looks count in the looks, beside 1 for those of the whole image."""
+NAME_SHARPNESS = 4.0
+"""How fast a text and a class name stop being alike: exp(sharpness × (cosine - 1))."""
 TOPIC_DIM = 32
 
 
@@ -58,6 +64,36 @@ class ConseHeads:
         spread: a coarse object kind, small enough to be multiplied with the colours.
         """
         return unit_rows((meanings - self._topic_centre) @ self._topic_axes)
+
+
+class LooksHeads:
+    """Text to classifier weights, by kernel ridge regression from the classes' texts to their rows.
+
+    Compared there, fewer images are near to every text than in the space of texts (Shigeto et al. 2015).
+    """
+
+    def __init__(self) -> None:
+        """Read the shipped class vectors; raises ModelUnsupported if the file was changed."""
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        arrays = load_file(CLASS_VECTORS.checked_path())
+        self._class_vectors = unit_rows(arrays["class_vectors"].astype(np.float32))
+        self._axes = arrays["looks_axes"].astype(np.float32)
+        self._of_names = arrays["looks_of_names"].astype(np.float32)
+
+    def image(self, towers: ImageFeatures) -> Float32:
+        """n images -> float32 (n, 256), rows of unit length: features along the classifier's main axes."""
+        return unit_rows((unit_rows(towers.features) + FOCUS * unit_rows(towers.focused)) @ self._axes)
+
+    def text(self, vectors: Float32) -> Float32:
+        """float32 (m, 384) of the text tower -> float32 (m, 256), rows of unit length."""
+        return unit_rows(name_kernel(unit_rows(vectors), self._class_vectors) @ self._of_names)
+
+
+def name_kernel(texts: Float32, names: Float32) -> Float32:
+    """Unit rows (m, 384), (k, 384) -> float32 (m, k): how much each text is like each name, from 0 to 1."""
+    likeness: Float32 = np.exp(NAME_SHARPNESS * (texts @ names.T - 1))
+    return likeness
 
 
 class TrainedHead:

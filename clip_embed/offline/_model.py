@@ -24,6 +24,7 @@ class _Loaded:
     images: _towers.ImageTower
     texts: _towers.TextTower
     conse: _heads.ConseHeads
+    looks: _heads.LooksHeads
     head: _heads.TrainedHead
 
 
@@ -40,7 +41,7 @@ class OfflineModel:
     parallel = True
     """`embed_images` may be called by several threads at once."""
     logit_scale = 20.0
-    """A round number for `classify`, not calibrated: its parts were never trained on pairs together."""
+    """For `classify`: what makes the validation photos' own queries likeliest (`training/evaluation.py`)."""
 
     def __init__(self, device: str = "cpu") -> None:
         require_packages()
@@ -49,7 +50,7 @@ class OfflineModel:
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors: 747."""
+        """Dimension of the vectors: 1,003."""
         return _vectors.DIM
 
     @property
@@ -62,11 +63,12 @@ class OfflineModel:
             "tokens": _towers.TEXT_TOKENS,
             "conse": [_heads.CONSE_TEMPERATURE, _heads.CONSE_CLASSES],
             "head": _heads.FEATURE_LENGTH,
+            "looks": [_heads.FOCUS, _heads.NAME_SHARPNESS],
             "colours": _colour.TYPICAL_COLOURS,
             "colour_naming": [_colour.LIGHTNESS_WEIGHT, _colour.NAME_WIDTH, _colour.GRID, _colour.LEVELS],
             "background_share": _colour.BACKGROUND_SHARE,
             "colour_words": _colour_words.RULES,
-            "lengths": [_vectors.IMAGE_OBJECT_COLOUR, _vectors.IMAGE_COLOUR, _vectors.TEXT_OBJECT_COLOUR],
+            "lengths": _vectors.LENGTHS,
         }
         return space_of("offline", ",".join(file.sha256 for file in PINNED_FILES), self.dim, facts)
 
@@ -83,7 +85,7 @@ class OfflineModel:
         self._parts()
 
     def embed_images(self, pixels: UInt8, /) -> Float32:
-        """uint8 (n, 260, 260, 3) RGB -> float32 (n, 747), rows of unit length, in order."""
+        """uint8 (n, 260, 260, 3) RGB -> float32 (n, 1003), rows of unit length, in order."""
         expected = (_towers.IMAGE_SIZE, _towers.IMAGE_SIZE, 3)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
             raise ValueError(
@@ -94,10 +96,11 @@ class OfflineModel:
         seen = parts.images(pixels)
         meanings = parts.head(seen, parts.conse.image(seen))
         colours = _colour.colour_parts(pixels, seen.activation)
-        return _vectors.image_vectors(meanings, parts.conse.topics(meanings), colours)
+        topics = parts.conse.topics(meanings)
+        return _vectors.image_vectors(meanings, parts.looks.image(seen), topics, colours)
 
     def embed_texts(self, texts: Sequence[str], /) -> Float32:
-        """m texts -> float32 (m, 747), rows of unit length, in order.
+        """m texts -> float32 (m, 1003), rows of unit length, in order.
 
         Texts of more than 256 tokens are cut there, with one UserWarning for the whole call.
         """
@@ -106,11 +109,13 @@ class OfflineModel:
         plain = parts.conse.text(parts.texts([query.rest for query in queries], shown=texts))
         colours = np.stack([query.colours for query in queries])
         names_object = [query.names_object for query in queries]
-        return _vectors.text_vectors(plain, parts.conse.topics(plain), colours, names_object)
+        topics, looks = parts.conse.topics(plain), parts.looks.text(plain)
+        return _vectors.text_vectors(plain, looks, topics, colours, names_object)
 
     def _parts(self) -> _Loaded:
         if self._loaded is None:
             device = resolve_device(self._device)
             images, texts = _towers.ImageTower(device), _towers.TextTower(device)
-            self._loaded = _Loaded(images, texts, _heads.ConseHeads(), _heads.TrainedHead.shipped())
+            heads = _heads.ConseHeads(), _heads.LooksHeads(), _heads.TrainedHead.shipped()
+            self._loaded = _Loaded(images, texts, *heads)
         return self._loaded

@@ -51,12 +51,12 @@ TOKENIZER = PinnedFile(
 CLASS_VECTORS = PinnedFile(
     "clip_embed",
     "offline/class_vectors.safetensors",
-    "4eaba2451d8c4c547bf13eb920e5d006b64ce99d275a216c4bf9cd1e9723665e",
+    "91e23519d552ec1b42aaa6de066754ecec8bdc804670469d3f123a907065b896",
 )
 TRAINED_HEAD = PinnedFile(
     "clip_embed",
     "offline/head.safetensors",
-    "e1a3bce9a541a6a5aae4ac8c0f4ec7896f53d8d63b3876a5874d7d9bfcd7b5cb",
+    "61e34bdcf650e471d905f85b96c62b32feef40509b9e85a6118af8f08cb082f7",
 )
 PINNED_FILES = (IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER, CLASS_VECTORS, TRAINED_HEAD)
 

@@ -111,8 +111,10 @@ class SharedStream:
                 self._jobs.append(job)
                 while not job.finished:
                     if self._server is None or not self._server.is_alive():  # none is after a fork
-                        self._server = threading.Thread(target=self._serve, name="clip-embed-duckdb")
-                        self._server.start()
+                        # No daemon, as DuckDB's threads are: the program's end waits for it.
+                        serve = threading.Thread(target=self._serve, name="clip-embed-duckdb", daemon=False)
+                        self._server = serve
+                        serve.start()
                     self._changed.wait(_LOOK_AROUND)
                     check()
         finally:
