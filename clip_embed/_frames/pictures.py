@@ -108,7 +108,7 @@ def _draw(
     shown = np.unique(spread.astype(np.int64))
     places = _fit(points)
     places[shown] = _push_apart(places[shown])
-    others = np.setdiff1d(np.arange(len(points)), shown).tolist()
+    others: list[int] = np.setdiff1d(np.arange(len(points)), shown).tolist()
     named = len(others) <= _NAMED
     dots = [_dot(places[row], names[row]) for row in others] if named else [_nameless(places[others])]
 
