@@ -20,7 +20,10 @@ that no program gains by remembering content.
 from __future__ import annotations
 
 import io
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -63,19 +66,27 @@ SETS = {
 }
 
 
-def files(image_set: ImageSet, count: int, cache: Path) -> list[Path]:
-    """The first `count` files of a set below `cache`; what is missing is made."""
+def files(image_set: ImageSet, count: int, cache: Path, processes: int = 1) -> list[Path]:
+    """The first `count` files of a set below `cache`; what is missing is made, by so many processes."""
     folder = cache / f"{image_set.name}-{RECIPE}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index:05}.jpg" for index in range(count)]
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
-    if missing:
-        detail = natural_noise(image_set.width, image_set.height)
-        for index, path in missing:
-            part = path.with_suffix(".part")
-            part.write_bytes(make(image_set, index, detail))
-            part.replace(path)
+    if missing and processes > 1:
+        shares = [missing[start::processes] for start in range(min(processes, len(missing)))]
+        with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(partial(_write, image_set), shares))
+    elif missing:
+        _write(image_set, missing)
     return paths
+
+
+def _write(image_set: ImageSet, missing: list[tuple[int, Path]]) -> None:
+    detail = natural_noise(image_set.width, image_set.height)
+    for index, path in missing:
+        part = path.with_suffix(".part")
+        part.write_bytes(make(image_set, index, detail))
+        part.replace(path)
 
 
 def make(image_set: ImageSet, index: int, detail: Float32) -> bytes:

@@ -30,7 +30,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from clip_embed._models.int8 import photo_like
+from clip_embed._models.fidelity import photo_like
 from clip_embed._models.model_folder import ModelFolder
 from clip_embed._models.precision import resolve
 from clip_embed._models.space import cache_dir

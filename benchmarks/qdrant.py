@@ -5,13 +5,12 @@
     python benchmarks/qdrant.py upload
     python benchmarks/qdrant.py resume
     python benchmarks/qdrant.py memory [--up-to 1000000]
-    python benchmarks/qdrant.py recall
 
 Only the ratios within a run count. `throughput` holds ingest against the embedder alone, `instant` the same
 with a model that answers at once against decoding and uploading alone; `upload` holds writing vectors against
-the client's own `upload_collection`, same vectors, into a server on loopback (tests/qdrant/wire.py) that
+the client's own `upload_collection`, same vectors, into a server on loopback (tests/qdrant/wire) that
 throws them away; `resume` runs a finished ingest again; `memory` shows what grows with the number of images,
-without a store and with Edge; `recall` compares answers with brute force.
+without a store and with Edge.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
@@ -159,7 +159,7 @@ def instant(images: int) -> None:
                 ImageStore(f"{place}/t.clip", embedder=clip) as store,
             ):
                 store.ingest([])
-                sink = _edge(Path(place) / "s.clip")
+                sink = empty_store(Path(place) / "s.clip")
                 marks = [time.process_time()]
                 walls.append([])
                 for work in (
@@ -178,7 +178,7 @@ def instant(images: int) -> None:
     click.echo("(decode + upload) / ingest: wall {:.3f}, CPU {:.3f}".format(*ratios))
 
 
-def _edge(folder: Path) -> EdgeSink:
+def empty_store(folder: Path) -> EdgeSink:
     """An empty store for vectors of ViT-B/32's dimension."""
     sink = EdgeSink(folder)
     sink.create(Meta(Vectors(ClipEmbedder(Instant()).stamp(), None, sink.vector)), DIM)
@@ -219,43 +219,59 @@ def serve() -> None:
 def upload(count: int) -> None:
     """Points/s of writing vectors into Edge and a server, beside the client's upload_collection."""
     batches = list(_batches(count))
-    vectors = np.concatenate([batch.vectors for batch in batches])
-    payloads = [payload for batch in batches for payload in batch.payloads]
-    ids = [id_ for batch in batches for id_ in batch.ids]
+    results: dict[str, list[tuple[float, float]]] = {}
+    with _server() as (url, grpc):
+        for number in range(ROUNDS):
+            for kind, port in (("gRPC", grpc), ("HTTP", None)):
+                name = f"c{number}{kind}"
+                address = Address(url, name, None, None, 60, port, "image", False)
+                place = Place(address, ClipEmbedder(Instant()), {}, adopt=False)
+                place.prepare(None, "")
+                _note(results, f"clip-embed, {kind}", partial(_upload, place.sink, batches))
+                place.close()
+                client = QdrantClient(
+                    url=url, grpc_port=grpc, prefer_grpc=port is not None, check_compatibility=False
+                )
+                _note(results, f"upload_collection, {kind}", _by_client(client, name, batches))
+                client.close()
+            with tempfile.TemporaryDirectory() as folder:
+                sink = empty_store(Path(folder) / "s.clip")
+                _note(results, "clip-embed, Edge", partial(_upload, sink, batches))
+                sink.close()
+            client = QdrantClient(":memory:")
+            cosine = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+            client.create_collection("c", {"image": cosine})
+            _note(results, "upload_collection, :memory:", _by_client(client, "c", batches))
+            client.close()
+    click.echo(f"{'':27} {'points/s':>9} {'CPU µs of the client':>21}")
+    for name, rounds in results.items():
+        wall, cpu = (statistics.median(each[place] for each in rounds) for place in (0, 1))
+        click.echo(f"{name:27} {count / wall:9,.0f} {cpu / count * 1e6:21.1f}")
+
+
+@contextmanager
+def _server() -> Iterator[tuple[str, int]]:
+    """Run `serve` in a process of its own; yield its URL and its port for gRPC."""
     command = [sys.executable, __file__, "serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         if server.stdin is None or server.stdout is None:
             raise OSError("the server has no pipes")
         http, grpc = map(int, server.stdout.readline().split())
-        results: dict[str, list[tuple[float, float]]] = {}
-        for number in range(ROUNDS):
-            for kind, port in (("gRPC", grpc), ("HTTP", None)):
-                url, name = f"http://127.0.0.1:{http}", f"c{number}{kind}"
-                address = Address(url, name, None, None, 60, port, "image", False)
-                place = Place(address, ClipEmbedder(Instant()), {}, adopt=False)
-                place.prepare(None, "")
-                _note(results, f"clip-embed, {kind}", lambda place=place: _upload(place.sink, batches))
-                place.close()
-                client = QdrantClient(
-                    url=url, grpc_port=grpc, prefer_grpc=port is not None, check_compatibility=False
-                )
-                _note(
-                    results,
-                    f"upload_collection, {kind}",
-                    lambda client=client, name=name: client.upload_collection(
-                        name, {"image": vectors}, payload=payloads, ids=ids, batch_size=256, wait=True
-                    ),
-                )
-                client.close()
-            with tempfile.TemporaryDirectory() as folder:
-                sink = _edge(Path(folder) / "s.clip")
-                _note(results, "clip-embed, Edge", lambda sink=sink: _upload(sink, batches))
-                sink.close()
+        yield f"http://127.0.0.1:{http}", grpc
         server.stdin.close()
-    click.echo(f"{'':26} {'points/s':>9} {'CPU µs of the client':>21}")
-    for name, rounds in results.items():
-        wall, cpu = (statistics.median(each[place] for each in rounds) for place in (0, 1))
-        click.echo(f"{name:26} {count / wall:9,.0f} {cpu / count * 1e6:21.1f}")
+
+
+def _by_client(client: QdrantClient, name: str, batches: list[Points]) -> Callable[[], object]:
+    """Return what uploads the same points by the client's own means."""
+    return partial(
+        client.upload_collection,
+        name,
+        {"image": np.concatenate([batch.vectors for batch in batches])},
+        payload=[payload for batch in batches for payload in batch.payloads],
+        ids=[id_ for batch in batches for id_ in batch.ids],
+        batch_size=256,
+        wait=True,
+    )
 
 
 def _note(results: dict[str, list[tuple[float, float]]], name: str, work: Callable[[], object]) -> None:
@@ -332,7 +348,7 @@ def memory(at_least: int, up_to: int) -> None:
     for count in [each for each in (10_000, 100_000, 1_000_000) if at_least <= each <= up_to]:
         for name in ("nowhere", "Edge"):
             with tempfile.TemporaryDirectory() as folder:
-                sink: Any = Nowhere() if name == "nowhere" else _edge(Path(folder) / "s.clip")
+                sink: Any = Nowhere() if name == "nowhere" else empty_store(Path(folder) / "s.clip")
                 marks = list[tuple[int, float]]()
                 source = iterable(_images(count), ("image", "path", None))
                 job = Ingest(Target(sink), clip, source, Options(), partial(_mark, marks))
@@ -349,49 +365,6 @@ def memory(at_least: int, up_to: int) -> None:
 
 def _mark(marks: list[tuple[int, float]], report: IngestReport) -> None:
     marks.append((report.written, resident_mb()))
-
-
-@main.command()
-@click.option("--vectors", "count", default=10_000, show_default=True)
-def recall(count: int) -> None:
-    """recall@10 against brute force, and how far scores are off, before and after `optimize`."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((200, DIM))
-    rows = (centres[rng.integers(0, 200, count)] + rng.standard_normal((count, DIM))).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    queries = rows[:500] + 0.5 * rng.standard_normal((500, DIM)).astype(np.float32) / DIM**0.5
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    with tempfile.TemporaryDirectory() as folder:
-        sink = _edge(Path(folder) / "s.clip")
-        for start in range(0, count, 256):
-            part = rows[start : start + 256]
-            keys = [str(number) for number in range(start, start + len(part))]
-            sink.write(
-                Points([point_id(key) for key in keys], part, [{"_key": key, "_etag": "x"} for key in keys])
-            )
-        sink.close()
-        with ImageStore(f"{folder}/s.clip", embedder=ClipEmbedder(Instant())) as store:
-            _recall(store, rows, queries, "exact")
-            store.optimize()
-            _recall(store, rows, queries, f"{store.status().indexed:,} indexed")
-
-
-def _recall(store: ImageStore, rows: Float32, queries: Float32, name: str) -> None:
-    found = 0
-    worst = 0.0
-    took = 0.0
-    for query in queries:
-        exact = rows @ query
-        begun = time.perf_counter()
-        hits = store.search(vector=query, k=10)
-        took += time.perf_counter() - begun
-        found += len({str(place) for place in np.argsort(-exact)[:10].tolist()} & {hit.key for hit in hits})
-        worst = max(worst, *(abs(hit.score - float(exact[int(hit.key)])) for hit in hits))
-    share = found / (10 * len(queries))
-    click.echo(
-        f"{name:16} recall@10 {share:.4f}, scores within {worst:.1e}, "
-        f"{took / len(queries) * 1e3:.2f} ms a query"
-    )
 
 
 if __name__ == "__main__":

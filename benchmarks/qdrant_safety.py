@@ -6,7 +6,7 @@
 `kill9` fills a store in a folder from real PNG files and kills the process that does so at random moments.
 The fast model in it takes down which images it saw, the store which ids it acknowledged. After each kill
 every acknowledged id must be there; then a last run completes. `faults` runs one ingest for each fault
-against real gRPC and HTTP sockets (tests/qdrant/wire.py) and counts what became of the images.
+against real gRPC and HTTP sockets (tests/qdrant/wire) and counts what became of the images.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _through(served: Any, kind: str, items: list[Any]) -> str:  # noqa: ANN401
 
 def _wire() -> Any:  # noqa: ANN401
     """The server of the tests."""
-    file = Path(__file__).parents[1] / "tests" / "qdrant" / "wire.py"
+    file = Path(__file__).parents[1] / "tests" / "qdrant" / "wire" / "__init__.py"
     spec = importlib.util.spec_from_file_location("qdrant_wire", file)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(file)

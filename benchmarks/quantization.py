@@ -5,8 +5,9 @@
 `vectors.parquet` is a file or folder as `clip-embed embed` or benchmarks/ray_stage.py --keep writes it.
 Each way of storing fills a shard of Qdrant Edge, the engine of the server, and builds its index; the
 bytes are those of its files, a part of memory each. Asked are 500 of the vectors, moved a little, as a
-near-duplicate would be, against brute force in float32. "Rescored" takes three times as many candidates
-from the small vectors and compares them again by the stored ones.
+near-duplicate would be, against brute force in float32. "Rescored" takes three or ten times as many
+candidates from the small vectors and compares them again by the stored ones. What a graph takes grows
+with the collection, so it is measured once more over more vectors, which are made.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from report import about
 Float32 = npt.NDArray[np.float32]
 
 M = 16  # links of a vector in the graph: Qdrant's default
-OVERSAMPLING = 3.0
+OVERSAMPLING = (3.0, 10.0)
 QUERIES = 500
 FLOAT16 = edge.VectorStorageDatatype.Float16
 STORED: dict[str, tuple[edge.VectorStorageDatatype, Any]] = {
@@ -43,6 +44,14 @@ def read(file: Path, most: int) -> Float32:
     """The vectors of a file, float32 (n, d) of unit length; those that are not null."""
     column = pq.read_table(file, columns=["embedding"])["embedding"].drop_null().slice(0, most)
     rows = np.stack(column.combine_chunks().flatten().to_numpy().reshape(len(column), -1))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def made(count: int) -> Float32:
+    """Vectors of 512 dimensions around chance centres, fifty to each: for the size of a graph."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((count // 50, 512)).astype(np.float32)
+    rows = centres[rng.integers(0, len(centres), count)] + rng.standard_normal((count, 512), np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -93,11 +102,11 @@ def bytes_of(folder: Path, count: int) -> dict[str, float]:
     return {name: round(size / count, 1) for name, size in sizes.items()}
 
 
-def recall(shard: edge.EdgeShard, queries: Float32, exact: list[set[int]], *, rescore: bool) -> float:
-    """The share of the ten nearest that is among the ten found."""
-    quantization = edge.QuantizationSearchParams(
-        rescore=rescore, oversampling=OVERSAMPLING if rescore else None
-    )
+def recall(
+    shard: edge.EdgeShard, queries: Float32, exact: list[set[int]], oversampling: float | None = None
+) -> float:
+    """The share of the ten nearest that is among the ten found, rescored from so many times as many."""
+    quantization = edge.QuantizationSearchParams(rescore=oversampling is not None, oversampling=oversampling)
     params = edge.SearchParams(hnsw_ef=128, quantization=quantization)
     found = 0
     for query, nearest in zip(queries, exact, strict=True):
@@ -111,8 +120,9 @@ def recall(shard: edge.EdgeShard, queries: Float32, exact: list[set[int]], *, re
 @click.command()
 @click.argument("vectors", type=click.Path(exists=True, path_type=Path))
 @click.option("--most", default=20_000, show_default=True, help="Vectors that are taken.")
+@click.option("--graph", default=100_000, show_default=True, help="Vectors of the graph that is measured.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON.")
-def main(vectors: Path, most: int, out: Path | None) -> None:
+def main(vectors: Path, most: int, graph: int, out: Path | None) -> None:
     """Print and keep bytes and recall of each way of storing."""
     rows = read(vectors, most)
     queries = nudged(rows)
@@ -120,21 +130,27 @@ def main(vectors: Path, most: int, out: Path | None) -> None:
     found: dict[str, Any] = {}
     say: Callable[[str], None] = click.echo
     say(f"{len(rows):,} vectors of {rows.shape[1]} dimensions; bytes of one, recall@10\n")
-    names = ("vector", "small", "graph", "other", "recall", "rescored", "index, CPU ms")
+    names = ("vector", "small", "graph", "other", "recall", "3 times", "10 times")
     say(" " * 8 + "".join(f" {name:>8s}" for name in names))
     for name in STORED:
         with tempfile.TemporaryDirectory() as folder:
-            shard, took = fill(Path(folder), rows, name)
+            shard, _ = fill(Path(folder), rows, name)
             sizes = bytes_of(Path(folder), len(rows))
-            plain = recall(shard, queries, exact, rescore=False)
-            rescored = recall(shard, queries, exact, rescore=True)
+            plain = recall(shard, queries, exact)
+            rescored = [recall(shard, queries, exact, times) for times in OVERSAMPLING]
             shard.close()
-        index_ms = 1000 * took / len(rows)
-        found[name] = {"bytes": sizes, "recall": plain, "rescored": rescored, "index_cpu_ms": index_ms}
+        found[name] = {"bytes": sizes, "recall": plain, "rescored": rescored}
         cells = " ".join(f"{size:8.1f}" for size in sizes.values())
-        say(f"{name:8s} {cells} {plain:8.4f} {rescored:9.4f} {index_ms:9.2f}")
+        say(f"{name:8s} {cells} {plain:8.4f} {rescored[0]:8.4f} {rescored[1]:8.4f}")
+    with tempfile.TemporaryDirectory() as folder:
+        shard, took = fill(Path(folder), made(graph), "float16")
+        shard.close()
+        size = bytes_of(Path(folder), graph)["graph"]
+    built = {"vectors": graph, "bytes": size, "index_cpu_ms": 1000 * took / graph}
+    say(f"\ngraph of {graph:,}: {size} bytes and {built['index_cpu_ms']:.2f} CPU ms a vector")
     if out:
         result = {"about": about(), "vectors": len(rows), "dim": rows.shape[1], "stored": found}
+        result["graph"] = built
         out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 

@@ -1,6 +1,7 @@
 """A CLIP in the shape of ViT-B/32 with random weights: as fast as the trained one, and never downloaded.
 
-Beside it a smaller SigLIP, in the shape of ViT-S/16, for the figures of fidelity.
+Beside it one in the shape of ViT-L/14 and a tiny one for gpu.py, and a smaller SigLIP, in the shape of
+ViT-S/16, for the figures of fidelity.
 
 The weights are drawn so that its vectors tell images apart. As transformers draws them, all vectors lie
 within a narrow cone and follow little but the mean colour of the patches: a photo resized by the wrong filter
@@ -21,6 +22,26 @@ RECIPE = "1"  # in the name of the folder: count it up when a change gives other
 SEED = 20
 WIDER = 4
 WIDER_SIGLIP = 1.2  # transformers draws its weights wider to begin with
+SHAPES: dict[str, dict[str, Any]] = {
+    "ViT-B/32": {},
+    "ViT-L/14": {
+        "vision": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+        },
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        "dim": 768,
+        "wider": 2,
+    },
+    "tiny": {
+        "vision": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "dim": 48,
+    },
+}  # fmt: skip
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -30,6 +51,18 @@ def clip_folder(cache: Path) -> Path:
     if not folder.exists():
         part = _emptied(folder.with_suffix(".part"))
         _write_clip(part)
+        part.rename(folder)
+    return folder
+
+
+def shaped_folder(cache: Path, shape: str) -> Path:
+    """The folder of a CLIP in one of `SHAPES` below `cache`."""
+    if shape == "ViT-B/32":
+        return clip_folder(cache)
+    folder = cache / f"random-clip-{shape.lower().replace('/', '-')}-{RECIPE}"
+    if not folder.exists():
+        part = _emptied(folder.with_suffix(".part"))
+        _write_clip(part, **SHAPES[shape])
         part.rename(folder)
     return folder
 
@@ -66,7 +99,13 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _write_clip(folder: Path) -> None:
+def _write_clip(
+    folder: Path,
+    vision: dict[str, int] | None = None,
+    text: dict[str, int] | None = None,
+    dim: int = 512,
+    wider: float = WIDER,
+) -> None:
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -75,8 +114,11 @@ def _write_clip(folder: Path) -> None:
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        model = CLIPModel(CLIPConfig(text_config=ends))  # every other default is ViT-B/32
-    _widen(model, WIDER)
+        texts = {**(text or {}), **ends}
+        model = CLIPModel(  # every other default is ViT-B/32
+            CLIPConfig(text_config=texts, vision_config=vision or {}, projection_dim=dim)
+        )
+    _widen(model, wider)
     model.save_pretrained(folder)
     CLIPProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer).save_pretrained(folder)
 

@@ -5,7 +5,7 @@ from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._classify import Classification
 from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.pipeline import ImageStream
-from clip_embed._engine.profile import Profile
+from clip_embed._engine.verdict import Profile
 from clip_embed._evaluate import Retrieval, evaluate_retrieval
 from clip_embed._explain import LabelReport, explain_labels
 from clip_embed._fewshot import Accuracy, Classifier, fit

@@ -14,15 +14,18 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, shares_of
 from clip_embed._engine.cores import usable_cores
-from clip_embed._engine.device import suggest_batch_size
+from clip_embed._engine.decode_processes import CHUNK, processes_for
+from clip_embed._engine.device import device_name, suggest_batch_size
 from clip_embed._engine.fork import loading
 from clip_embed._engine.pipeline import ImageStream
-from clip_embed._engine.profile import Profile, Profiler
+from clip_embed._engine.profile import Profiler
 from clip_embed._engine.towers import Towers
+from clip_embed._engine.verdict import Profile
 from clip_embed._images.source import ImageInput, describe
 from clip_embed._models.opening import (
     DEFAULT_MODEL,
     check_model,
+    check_model_devices,
     check_model_precision,
     model_precision,
     open_model,
@@ -61,7 +64,8 @@ class ClipEmbedder:
 
     `model` is a hub name (or name@revision), a local folder with a CLIP or SigLIP model, "offline", or an
     object with the `Model` protocol.
-    `device` is "auto" (cuda, xpu, mps, else cpu) or a device of torch. `precision` is "exact"
+    `device` is "auto" (cuda, xpu, mps, else cpu), a device of torch, or a list of them, which share the
+    images: ["cuda:0", "cuda:1"]. `precision` is "exact"
     (float32 and the reference's pixels), "fp32", "bf16", "fp16" (not on a CPU), "int8" (image
     tower, on a CPU; checked against float32 when it loads, ModelError where it moves the vectors
     too far) or "auto": bf16 where the device computes faster in it, else fp32. All but "exact"
@@ -81,7 +85,7 @@ class ClipEmbedder:
         self,
         model: str | Path | Model = DEFAULT_MODEL,
         *,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         precision: Precision = "auto",
         batch_size: int | Literal["auto"] = "auto",
         workers: int | Literal["auto"] = "auto",
@@ -91,8 +95,10 @@ class ClipEmbedder:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value != "auto" and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be 'auto' or a whole number from 1, not {value!r}")
+        device = device_name(device)
         check_model(model)
         check_model_precision(model, precision)
+        check_model_devices(model, device)
         self._source = model
         self._device = device
         self._precision = precision
@@ -144,7 +150,7 @@ class ClipEmbedder:
 
     @property
     def device(self) -> str:
-        """The device of torch that the model runs on, "auto" resolved."""
+        """The device of torch that the model runs on, "auto" resolved; several stand with commas."""
         return self._towers.device
 
     @property
@@ -199,13 +205,16 @@ class ClipEmbedder:
         """
         self._towers.check_process()
         towers = self._through_cache()
-        workers = usable_cores() if self._workers == "auto" else self._workers
+        # One thread more, to hand to the GPU's own decoder, or to decode, what no process is free for.
+        workers = self._threads + (1 if towers.processes else 0)
         return ImageStream(
             _iterate(images),
-            prepare=towers.prepare,
+            prepare=towers.prepare_all,
+            chunk=CHUNK if towers.processes else 1,
             forward=towers.forward,
             finish=towers.finish,
-            streams=min(workers, self._towers.streams),
+            streams=self._towers.lanes or min(workers, self._towers.streams),
+            own_threads=bool(self._towers.lanes),
             dim=self.dim,
             batch_size=self._towers.batch_size,
             workers=workers,
@@ -228,16 +237,16 @@ class ClipEmbedder:
         without the cache, then once more in each half, decoding alone and the forward pass alone.
         """
         self.load()
-        workers = usable_cores() if self._workers == "auto" else self._workers
         return Profiler(
             model=self.model,
             policy=self._policy,
             device=self.device,
             precision=self.precision,
             batch_size=self._towers.batch_size,
-            workers=workers,
+            workers=self._threads,
             pad=self._with_torch,
             with_torch=self._with_torch,
+            processes=self._through_cache().processes,
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
@@ -327,7 +336,19 @@ class ClipEmbedder:
         with loading():
             Image.preinit()  # imports Pillow's formats here rather than in the decode threads
             recipe = Recipe.of(self.precision, self.model.image_spec, policy)
-        return CachedTowers(self._towers, policy, recipe, cache, with_torch=self._with_torch)
+        processes = None
+        if self._with_torch:
+            exact = recipe.pixels == "reference"
+            hashed = cache is not None
+            processes = processes_for(self._towers, policy, self._threads, exact=exact, hashed=hashed)
+        return CachedTowers(
+            self._towers, policy, recipe, cache, with_torch=self._with_torch, processes=processes
+        )
+
+    @property
+    def _threads(self) -> int:
+        """How many threads read and decode, "auto" resolved."""
+        return usable_cores() if self._workers == "auto" else self._workers
 
 
 _revived: dict[str, ClipEmbedder] = {}

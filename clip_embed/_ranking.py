@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import SupportsIndex
 
 import numpy as np
@@ -19,9 +20,13 @@ _BLOCK = 1024
 
 def check_count(k: SupportsIndex) -> int:
     """Return how many are asked for, an int or one of numpy. Raises ValueError for anything else."""
-    if not isinstance(k, (int, np.integer)) or k < 1:
+    try:
+        count = index(k)
+    except TypeError:
+        count = 0
+    if count < 1:
         raise ValueError(f"k must be a whole number from 1, not {k!r}")
-    return int(k)
+    return count
 
 
 def best(scores: Float32, k: int) -> Places:

@@ -48,9 +48,9 @@ def _ctrl_c() -> None:
 
 @pytest.fixture
 def qdrant() -> Iterator[Any]:
-    """A Qdrant server on ports of its own: `.url`, `.grpc_port`, and faults (tests/qdrant/wire.py)."""
+    """A Qdrant server on ports of its own: `.url`, `.grpc_port`, and faults (tests/qdrant/wire)."""
     if "qdrant_wire" not in sys.modules:
-        file = Path(__file__).parent / "qdrant" / "wire.py"
+        file = Path(__file__).parent / "qdrant" / "wire" / "__init__.py"
         spec = importlib.util.spec_from_file_location("qdrant_wire", file)
         assert spec
         assert spec.loader

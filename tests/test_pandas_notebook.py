@@ -185,6 +185,12 @@ def test_many_images_are_dots(tmp_path: Path) -> None:
     svg = pd.DataFrame({"img": [str(tmp_path / "a.png")] * 300}).clip.plot().svg
     assert svg.count("<image ") == 240
     assert svg.count("<circle ") == 60
+    paths = [str(tmp_path / "a.png")] * 3000
+    many = pd.DataFrame({"img": paths}).clip.plot().svg  # as many as a notebook bears: dots without names
+    assert many.count("<image ") == 240
+    assert "<circle " not in many
+    assert many.count("h0") == 2760
+    assert len(many) - len(svg) < 20 * 2760
 
 
 def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

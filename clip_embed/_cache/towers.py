@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
 
 import numpy as np
 
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
-from clip_embed._engine.pipeline import Prepared
+from clip_embed._engine.decode_processes import Chunk, DecodeProcesses
+from clip_embed._engine.device import device_kind, devices_of
+from clip_embed._engine.pipeline import Prepared, one_by_one
 from clip_embed._engine.towers import Towers
+from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg
 from clip_embed._images.pixels import prepare_pixels
 from clip_embed._images.source import Encoded, Pixels, read_encoded
 from clip_embed._types import Float32, ImagePolicy, UInt8
@@ -44,28 +50,103 @@ class CachedTowers:
         cache: EmbeddingCache | None,
         *,
         with_torch: bool,
+        processes: DecodeProcesses | None = None,
     ) -> None:
         self._towers = towers
         self._policy = policy
         self._recipe = recipe
         self._cache = cache
         self._with_torch = with_torch
+        self.processes = processes
+        self._opening = threading.Lock()
+        self._gpu_jpeg: GpuJpeg | Literal["not opened"] | None = "not opened"
         space = towers.space if cache is not None else ""
         limits = f"failure max_pixels={policy.max_pixels} max_bytes={policy.max_bytes} {recipe}"
         self._images = _Names.of(space, recipe.image_sources())
         self._texts = _Names.of(space, recipe.text_sources())
         self._failures = _Names.of(space, [limits])
 
+    def prepare_all(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Prepare some images, where a chunk of them finds a decode process free in that; in order."""
+        if self.processes is not None and len(sources) > 1:
+            chunk = self.processes.decode(sources, self.remembered)
+            if chunk is not None:
+                return self._from(chunk, sources)
+            if (gpu_jpeg := self.open_gpu_jpeg()) is not None:
+                return self._on_gpu(gpu_jpeg, sources)
+        return one_by_one(self.prepare)(sources)
+
+    def open_gpu_jpeg(self) -> GpuJpeg | None:
+        """Return what decodes on the GPU the chunks that no process has time for; None where nothing can."""
+        with self._opening:
+            if self._gpu_jpeg == "not opened":
+                self._gpu_jpeg = None
+                device = devices_of(self._towers.device)[0]
+                if device_kind(device) == "cuda" and self._recipe.pixels == "fast":
+                    self._gpu_jpeg = open_gpu_jpeg(device, self._towers.model.image_spec, self._policy)
+            return self._gpu_jpeg
+
+    def _from(self, chunk: Chunk, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Return what a decode process gave, as `prepare` would have given it."""
+        outcomes: list[Prepared | ImageError] = []
+        for place, (source, known, pixels) in enumerate(zip(sources, chunk.known, chunk.pixels, strict=True)):
+            content = chunk.hashes[place] if chunk.hashes else b""
+            content = content if isinstance(content, bytes) else b""
+            if isinstance(source, Encoded):
+                source.fetch, source.digest = None, content
+            if isinstance(known, ImageError):
+                outcomes.append(known)
+            elif isinstance(pixels, tuple):
+                error = ImageError(pixels[0], retryable=pixels[1])
+                if self._cache is not None and content:
+                    self._cache.put_failure(self._failures.keys(content)[0], error)
+                outcomes.append(error)
+            else:
+                outcomes.append(Prepared(content, pixels, cast("Float32 | None", known)))
+        return outcomes
+
     def prepare(self, source: object) -> Prepared:
         """Read and decode one image, in a decode thread; content that is known is not decoded."""
         if isinstance(source, Pixels):
             return Prepared(b"", source.array)
+        encoded, content, known = self._read(source)
+        return self._decode(source, encoded, content) if known is None else Prepared(content, None, known)
+
+    def _read(self, source: object) -> tuple[bytes | None, bytes, Float32 | None]:
+        """Return the file, with a cache its digest, and the vector where that is known."""
         encoded = read_encoded(source, self._policy)
         content = _digest(encoded) if encoded is not None and self._cache is not None else b""
         if isinstance(source, Encoded):
             source.digest = content
-        if content and (known := self._known(content)) is not None:
-            return Prepared(content, None, known)
+        return encoded, content, self._known(content) if content else None
+
+    def _on_gpu(self, gpu_jpeg: GpuJpeg, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Prepare a chunk whose plain JPEGs a GPU decodes, the rest here."""
+        outcomes: dict[int, Prepared | ImageError] = {}
+        files: list[tuple[int, bytes | None, bytes]] = []
+        for place, source in enumerate(sources):
+            if isinstance(source, Pixels):
+                outcomes[place] = self.prepare(source)
+                continue
+            try:
+                encoded, content, known = self._read(source)
+            except ImageError as error:
+                outcomes[place] = ImageError(str(error), retryable=error.retryable)
+                continue
+            if known is None:
+                files.append((place, encoded, content))
+            else:
+                outcomes[place] = Prepared(content, None, known)
+        decoded = gpu_jpeg.decode([encoded or b"" for _, encoded, _ in files])
+        for (place, encoded, content), pixels in zip(files, decoded, strict=True):
+            if pixels is None:
+                decode = partial(self._decode, encoded=encoded, content=content)
+                outcomes[place] = one_by_one(decode)([sources[place]])[0]
+            else:
+                outcomes[place] = Prepared(content, pixels)
+        return [outcomes[place] for place in range(len(sources))]
+
+    def _decode(self, source: object, encoded: bytes | None, content: bytes) -> Prepared:
         try:
             pixels = prepare_pixels(
                 source,

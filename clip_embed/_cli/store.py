@@ -88,7 +88,10 @@ def open_store(
     if _is_url(place) != bool(collection):
         raise click.UsageError("a server needs --collection, a folder has none")
     embedder = ClipEmbedder(model) if model else None
-    return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
+    try:
+        return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
+    except TypeError as error:  # a place that is none
+        raise click.UsageError(str(error)) from error
 
 
 def search_store(
@@ -246,6 +249,8 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
     """Give a function that shows how far a job is: a bar on a terminal, else a line now and then."""
     click.echo(verb if total is None else f"{verb} {total:,} images", err=True)
     told = time.monotonic()
+    from clip_embed_qdrant._shown import advance
+
     with Progress(verb, total) as bar:
 
         def show(report: IngestReport) -> None:
@@ -253,8 +258,7 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
             if isinstance(sys.exception(), Stopped):  # the process may end at any moment from now on
                 click.echo(f"\nUntil then: {report}. Run it again to go on from there.", err=True)
             elif sys.stderr.isatty():
-                done = report.skipped + report.written + len(report.failed)
-                bar.add(done - bar.done, len(report.failed) - bar.failed)
+                advance(bar, report)
             elif time.monotonic() - told > _BETWEEN_LINES:
                 told = time.monotonic()
                 click.echo(str(report), err=True)

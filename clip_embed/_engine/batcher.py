@@ -101,11 +101,15 @@ class Batcher(Generic[Row]):
 class Halving(Generic[Row]):
     """Runs a tower over any number of rows; where memory runs out, over half as many at a time.
 
-    `tower` takes rows and gives float32 (n, d). What fitted is remembered for the next batches.
+    `tower` takes rows and gives float32 (n, d); `make_room` lets go of memory that is kept between calls.
+    What fitted is remembered for the next batches.
     """
 
-    def __init__(self, tower: Callable[[Sequence[Row]], Float32]) -> None:
+    def __init__(
+        self, tower: Callable[[Sequence[Row]], Float32], make_room: Callable[[], None] = lambda: None
+    ) -> None:
         self._tower = tower
+        self._make_room = make_room
         self._most = sys.maxsize
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
@@ -122,6 +126,7 @@ class Halving(Generic[Row]):
                     raise
                 reason = str(error)
             # Out here the error is gone, and with it the frames that held the failed pass in memory.
+            self._make_room()
             if len(part) > 1:
                 self._most = len(part) // 2
                 logger.warning("no memory for %d rows, going on with %d: %s", len(part), self._most, reason)

@@ -7,7 +7,7 @@ share no state: each gets its work as a future, whose result comes back through 
 A model that may be called by several threads at once runs in the pool, one core for each batch:
 one pool with a thread for each core does all the work, so no core is idle and none is fought over.
 (Threads of torch that wait for each other spin: with other work on the cores that took 4 times
-the CPU time.) Any other model has a thread to itself beside the pool, and torch's own threads.
+the CPU time.) Any other model has a thread to itself beside the pool, one on GPUs a thread for each lane.
 
 Batches form in the order in which images become ready, and the input's order is restored on the
 vectors, which are small: one slow image does not hold the others up. What is under way is bounded
@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
+_SINGLY = 256  # images at the beginning that are handed out one by one: a short input uses all cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,21 @@ class _Item:
 
 
 _Batch: TypeAlias = list[tuple[_Item, Prepared]]
+Prepare: TypeAlias = Callable[[Sequence[object]], "list[Prepared | ImageError]"]
+"""Reads and decodes some images: one outcome for each, in order."""
+
+
+def one_by_one(prepare: Callable[[object], Prepared]) -> Prepare:
+    """Return what prepares images one after the other by a function that raises ImageError."""
+
+    def outcome(source: object) -> Prepared | ImageError:
+        try:
+            return prepare(source)
+        except ImageError as error:
+            # A fresh error: the traceback of this one keeps the encoded image alive.
+            return ImageError(str(error), retryable=error.retryable)
+
+    return lambda sources: [outcome(source) for source in sources]
 
 
 class ImageStream(Iterator[EmbeddedBatch]):
@@ -78,13 +94,15 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self,
         images: Iterable[object],
         *,
-        prepare: Callable[[object], Prepared],
+        prepare: Prepare,
         forward: Callable[[Sequence[Prepared], bool], list[Float32 | ImageError]],
         finish: Callable[[], None] | None = None,
         streams: int,
         dim: int,
         batch_size: int,
         workers: int,
+        own_threads: bool = False,
+        chunk: int = 1,
     ) -> None:
         self._source = enumerate(images)
         self._prepare = prepare
@@ -93,9 +111,11 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._dim = dim
         self._batch_size = batch_size
         self._workers = workers
+        self._chunk = chunk
         self._streams = streams
+        self._own_threads = own_threads or streams == 1
         self._max_forwards = streams + 1  # one more follows while the caller is busy
-        self._window = (self._max_forwards + 1) * batch_size + 2 * workers
+        self._window = (self._max_forwards + 1) * batch_size + 2 * workers * chunk
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._preparing = 0
         self._ready: _Batch = []
@@ -135,8 +155,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
                 threads.callback(self._finish_up)  # after the last thread
             self._process = os.getpid()
             pool = runner = _open_pool(threads, self._workers, torch_threads=1)
-            if self._streams == 1:
-                runner = _open_pool(threads, 1, torch_threads=usable_cores())
+            if self._own_threads:
+                runner = _open_pool(threads, self._streams, torch_threads=usable_cores())
             while True:
                 self._read(pool)
                 self._launch(runner)
@@ -157,38 +177,43 @@ class ImageStream(Iterator[EmbeddedBatch]):
             and len(self._done) < max(_MAX_WAITING_VECTORS, self._window)
             and self._held_bytes < _MAX_HELD_BYTES
         ):
-            entry = next(self._source, None)
-            if entry is None:
+            taken = self._take_sources()
+            if not taken:
                 self._exhausted = True
                 return
-            index, value = entry
+            items, sources = [item for item, _ in taken], [source for _, source in taken]
+            self._under_way += len(items)
+            self._preparing += len(items)
+            self._held_bytes += sum(item.size for item in items)
+            self._submit(pool, partial(self._prepare, sources), partial(self._prepared, items))
+
+    def _take_sources(self) -> list[tuple[_Item, object]]:
+        """Take what one thread decodes at a time: a single image, or of long inputs a chunk."""
+        taken: list[tuple[_Item, object]] = []
+        for index, value in self._source:
             key, source = value if _is_keyed(value) else (None, value)
-            item = _Item(index, key, describe(source), _size(source))
-            self._under_way += 1
-            self._preparing += 1
-            self._held_bytes += item.size
-            self._submit(pool, partial(self._prepare, source), partial(self._prepared, item))
+            taken.append((_Item(index, key, describe(source), _size(source)), source))
+            if index < _SINGLY or len(taken) == self._chunk:
+                break
+        return taken
 
     def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Do the work in the pool, and then the rest in the thread that iterates."""
         finished = self._finished
         pool.submit(work, lambda done: finished.put(partial(then, done)))
 
-    def _prepared(self, item: _Item, done: Future[Prepared]) -> None:
-        """Put one decoded image where it belongs."""
-        self._preparing -= 1
-        self._held_bytes -= item.size
-        try:
-            prepared = done.result()
-        except ImageError as error:
-            # A fresh error: the traceback of this one keeps the encoded image alive.
-            self._finish(item, ImageError(str(error), retryable=error.retryable))
-            return
-        if prepared.vector is not None:
-            self._finish(item, prepared.vector)
-        else:
-            self._held_bytes += prepared.size
-            self._ready.append((item, prepared))
+    def _prepared(self, items: Sequence[_Item], done: Future[list[Prepared | ImageError]]) -> None:
+        """Put decoded images where they belong. Raises what stopped the thread that decoded them."""
+        self._preparing -= len(items)
+        self._held_bytes -= sum(item.size for item in items)
+        for item, prepared in zip(items, done.result(), strict=True):
+            if isinstance(prepared, ImageError):
+                self._finish(item, prepared)
+            elif prepared.vector is not None:
+                self._finish(item, prepared.vector)
+            else:
+                self._held_bytes += prepared.size
+                self._ready.append((item, prepared))
 
     def _launch(self, runner: Pool) -> None:
         """Send batches to the model, in the order in which their images became ready."""
@@ -209,7 +234,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _images_per_pass(self) -> int:
         """Return how many images run at once: fewer at the end, so that all cores end together."""
-        if self._streams == 1 or self._preparing or not self._exhausted:
+        if self._own_threads or self._preparing or not self._exhausted:
             return self._batch_size
         return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
 

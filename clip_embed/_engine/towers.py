@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_embed._engine.batcher import Batcher, Halving, Outcome
 from clip_embed._engine.cores import limit_torch, torch_threads, usable_cores
-from clip_embed._engine.device import resolve_device, stable_shape, suggest_batch_size
+from clip_embed._engine.device import is_gpu, resolve_device, stable_shape, suggest_batch_size
 from clip_embed._engine.fork import computing, is_spent, is_torn, loading, outlive_forks, torch_is_inherited
 from clip_embed._types import Float32, Model, UInt8
 from clip_embed._vectors import unit_rows
@@ -47,7 +47,7 @@ class Towers:
         self._opened: Model | None = None
         self._pid: int | None = None  # the process in which loading the weights was begun
         self._loaded = False
-        self._run_images = Halving(self._embed_pixels)
+        self._run_images = Halving(self._embed_pixels, self._make_room)
         self.begin_child()
         outlive_forks(self)
 
@@ -57,7 +57,7 @@ class Towers:
         self._turn = threading.RLock()
         self._cores = threading.Semaphore(usable_cores())
         self._images = Batcher(self._run_images, self._turn)
-        self._texts = Batcher(Halving(self._embed_texts), self._turn)
+        self._texts = Batcher(Halving(self._embed_texts, self._make_room), self._turn)
 
     @property
     def model(self) -> Model:
@@ -94,9 +94,19 @@ class Towers:
 
     @cached_property
     def batch_size(self) -> int:
-        """How many images run at once, "auto" resolved."""
-        wanted = self._wanted_batch_size
-        return suggest_batch_size(self.device) if wanted == "auto" else wanted
+        """How many images run at once, "auto" resolved; for a GPU the model loads, to be measured."""
+        if self._wanted_batch_size != "auto":
+            return self._wanted_batch_size
+        if not is_gpu(self.device):
+            return suggest_batch_size(self.device)
+        self._ensure_loaded()
+        return suggest_batch_size(self.device, getattr(self.model, "bytes_per_image", None))
+
+    @cached_property
+    def lanes(self) -> int:
+        """How many batches the model takes side by side on its devices; 0 where it says nothing of that."""
+        wanted = int(getattr(self.model, "lanes", 0))
+        return wanted if wanted and self.device != "cpu" else 0
 
     @cached_property
     def streams(self) -> int:
@@ -104,6 +114,8 @@ class Towers:
 
         Ask first in a thread of the user's: what torch may use is a matter of the thread.
         """
+        if self.lanes:
+            return self.lanes
         if not getattr(self.model, "parallel", False) or self.device != "cpu":
             return 1
         with loading():
@@ -155,11 +167,13 @@ class Towers:
         """Return for each uint8 (height, width, 3) the unit vector (d,), or why memory did not suffice.
 
         A batch that is `alone` has all cores and takes along what waits in other threads; one of
-        many takes a core for itself where the model allows it.
+        many takes a core or a lane for itself where the model allows it.
         """
         self._ensure_loaded()
         if alone or self.streams == 1:
             return self._images.embed(pixels, batch_size=self.batch_size)
+        if self.lanes:
+            return self._run_images(pixels)
         with self._cores:
             limit_torch(1)
             return self._run_images(pixels)
@@ -175,6 +189,12 @@ class Towers:
         if not self._loaded:
             self.load()
         computing()
+
+    def _make_room(self) -> None:
+        """Let the model let go of device memory that it keeps between batches."""
+        make_room = getattr(self.model, "make_room", None)
+        if callable(make_room):
+            make_room()
 
     def _embed_pixels(self, rows: Sequence[UInt8]) -> Float32:
         if len(shapes := {image.shape for image in rows}) > 1:

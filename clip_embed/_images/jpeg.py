@@ -50,11 +50,11 @@ def is_plain(encoded: bytes, image: Image.Image) -> bool:
         and image.bits == 8
         and image.layers == len(image.layer)
         and all(across and down for _, across, down, _ in image.layer)
-        and _frame_marker(encoded) in _PLAIN_FRAMES
+        and frame_marker(encoded) in _PLAIN_FRAMES
     )
 
 
-def _frame_marker(encoded: bytes) -> int | None:
+def frame_marker(encoded: bytes) -> int | None:
     """Return the marker of the first frame's header; None where something else comes first."""
     at = 2
     while at + 4 <= len(encoded) and encoded[at] == 0xFF:

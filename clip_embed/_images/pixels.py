@@ -67,13 +67,13 @@ def fit(
     if isinstance(decoded, Image.Image):
         return to_pixels(decoded, spec, policy.background)
     size = _turned(decoded.size, decoded.turn)
-    if _is_long(size, spec):
+    if is_long(size, spec):
         picture = decoded.picture
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         return to_pixels(upright(image, decoded.turn), spec, policy.background)
-    target = _turned(_resized(size, spec), decoded.turn)
+    target = _turned(resized(size, spec), decoded.turn)
     pixels = resize(decoded.picture, decoded.extent, target, spec.resample, with_torch=with_torch)
-    return _finish(_upright_pixels(pixels, decoded.turn), spec, policy.background)
+    return finish(_upright_pixels(pixels, decoded.turn), spec, policy.background)
 
 
 def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> Stored:
@@ -87,7 +87,7 @@ def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: Imag
             return Stored(to_rgb(image, policy), image.size, image.size, orientation(image, policy))
         size, turn = image.size, orientation(image, policy)
         whole = _turned(size, turn)
-        target = size if _is_long(whole, spec) else _turned(_resized(whole, spec), turn)
+        target = size if is_long(whole, spec) else _turned(resized(whole, spec), turn)
         return Stored(*decode_jpeg(encoded, image, target), size, turn)
 
 
@@ -103,7 +103,7 @@ def _upright_pixels(pixels: UInt8, turn: int) -> UInt8:
     return pixels[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
 
 
-def _resized(size: Size, spec: ImageSpec) -> Size:
+def resized(size: Size, spec: ImageSpec) -> Size:
     """Return (width, height) after the resize of an upright image."""
     if spec.pad:
         height, width = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
@@ -123,11 +123,11 @@ def _kept(target: Size, spec: ImageSpec) -> tuple[int, int, int, int]:
     return (target[0] - width) // 2, (target[1] - height) // 2, width, height
 
 
-def _is_long(size: Size, spec: ImageSpec) -> bool:
+def is_long(size: Size, spec: ImageSpec) -> bool:
     """Whether an upright image is so long that nearly all of the resized image would be cut off."""
     if spec.pad:
         return False
-    target = _resized(size, spec)
+    target = resized(size, spec)
     _, _, width, height = _kept(target, spec)
     return target[0] * target[1] > _WHOLE_RESIZE * width * height
 
@@ -142,9 +142,9 @@ def to_pixels(image: Image.Image, spec: ImageSpec, background: tuple[int, int, i
     if spec.prepare is not None:
         return spec.prepare(image)
     resample = Image.Resampling[spec.resample.upper()]
-    target = _resized(image.size, spec)
-    if not _is_long(image.size, spec):
-        return _finish(np.asarray(image.resize(target, resample)), spec, background)
+    target = resized(image.size, spec)
+    if not is_long(image.size, spec):
+        return finish(np.asarray(image.resize(target, resample)), spec, background)
     left, top, width, height = _kept(target, spec)
     x, y = image.width / target[0], image.height / target[1]
     right, bottom = min((left + width) * x, image.width), min((top + height) * y, image.height)
@@ -152,7 +152,7 @@ def to_pixels(image: Image.Image, spec: ImageSpec, background: tuple[int, int, i
     return _centred_on_zeros(np.asarray(part), spec)
 
 
-def _finish(resized: UInt8, spec: ImageSpec, background: tuple[int, int, int]) -> UInt8:
+def finish(resized: UInt8, spec: ImageSpec, background: tuple[int, int, int]) -> UInt8:
     """Crop or pad a resized image, uint8 (height, width, 3)."""
     if spec.pad:
         height, width = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size

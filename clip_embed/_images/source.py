@@ -41,6 +41,14 @@ class Encoded:
             raise ValueError(f"{self.name} was fetched before")
         return fetch()
 
+    def keep(self) -> bytes:
+        """Return the content and keep it, so that it can be taken once more."""
+        if self.fetch is None:
+            raise ValueError(f"{self.name} was fetched before")
+        content = self.fetch()
+        self.fetch = lambda: content
+        return content
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:

@@ -8,43 +8,20 @@ the weights beforehand. Layer norms, attention, residual stream and projection s
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
+from clip_embed._models.fidelity import Bounds, Fidelity, compare
 from clip_embed._models.low_precision import fold_quick_gelu, layers_of
-from clip_embed._types import UInt8
+from clip_embed._types import Float32
 from clip_embed.errors import ModelError
 
 _ONEDNN: Any = torch.ops.onednn
 _GAMMA_REACH = 3.0  # standard deviations of a channel that its scale has room for
 _MIGRATION = 0.5  # how much of an outlier moves into the weights: SmoothQuant's alpha
-_CHECK_IMAGES = 8
-MIN_COSINE = 0.995
-MIN_CENTRED_COSINE = 0.98
-MAX_COMPANY = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How far int8 vectors are from those of float32, over one set of images."""
-
-    cosine: float
-    """The smallest cosine."""
-    centred: float
-    """The smallest cosine after the mean of the float32 vectors is taken away from both."""
-    company: float
-    """The largest change of a component between an image alone and in a batch."""
-
-    @property
-    def passes(self) -> bool:
-        """True within all three bounds; a NaN is in none."""
-        return (
-            self.cosine >= MIN_COSINE and self.centred >= MIN_CENTRED_COSINE and self.company <= MAX_COMPANY
-        )
+_BOUNDS = Bounds(cosine=0.995, centred=0.98, company=1e-5)
 
 
 @torch.inference_mode()
@@ -58,35 +35,14 @@ def use_int8(model: Any, pixels: torch.Tensor) -> Fidelity:  # noqa: ANN401 - tr
     expected = _vectors(model, pixels)
     model.vision_model = deepcopy(original)
     to_int8(model.vision_model)
-    found = _compare(expected, _vectors(model, pixels), _vectors(model, pixels[:1]))
-    if not found.passes:
+    found = compare(expected, _vectors(model, pixels), _vectors(model, pixels[:1]))
+    if not found.within(_BOUNDS):
         model.vision_model = original
         raise ModelError(
-            f"int8 moves this model's vectors too far from float32: smallest cosine {found.cosine:.4f} "
-            f"(at least {MIN_COSINE}), after subtracting the mean {found.centred:.4f} (at least "
-            f"{MIN_CENTRED_COSINE}), change with the batch {found.company:.1e} (at most {MAX_COMPANY}); "
+            f"int8 moves this model's vectors too far from float32: {found.against(_BOUNDS)}; "
             "take precision 'auto', 'bf16' or 'fp32'"
         )
     return found
-
-
-def photo_like(size: tuple[int, int], count: int = _CHECK_IMAGES) -> UInt8:
-    """Return the fixed images of the check: uint8 (count, *size, 3), light, shapes, texture and grain."""
-    rng = np.random.default_rng(20)
-    y, x = (np.linspace(0, 1, edge, dtype=np.float32) for edge in size)
-    y, x = y[:, None, None], x[None, :, None]
-    images: list[UInt8] = []
-    for _ in range(count):
-        tilt, waves, base = rng.uniform(-90, 90, (2, 3)), rng.uniform(2, 40, (2, 3)), rng.uniform(60, 200, 3)
-        image = base + tilt[0] * x + tilt[1] * y
-        image = image + rng.uniform(5, 40) * np.sin(waves[0] * 6.28 * x) * np.cos(waves[1] * 6.28 * y)
-        for _ in range(8):
-            (cx, cy), (w, h) = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.3, 2)
-            colour = rng.uniform(0, 255, 3)
-            image = np.where(((x - cx) / w) ** 2 + ((y - cy) / h) ** 2 < 1, colour, image)
-        image = image + rng.normal(0, rng.uniform(1, 12), image.shape)
-        images.append(np.clip(image, 0, 255).astype(np.uint8))
-    return np.stack(images)
 
 
 class RowInt8Linear(nn.Module):
@@ -161,17 +117,7 @@ def _smooth(norm: nn.LayerNorm, linears: list[nn.Linear]) -> None:
         linear.weight.mul_(factor)
 
 
-def _vectors(model: Any, pixels: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - transformers' CLIPModel
-    """float32 (n, d), rows of unit length."""
+def _vectors(model: Any, pixels: torch.Tensor) -> Float32:  # noqa: ANN401 - transformers' CLIPModel
+    """float32 (n, d)."""
     output = model.get_image_features(pixel_values=pixels)
-    return nn.functional.normalize(getattr(output, "pooler_output", output))
-
-
-def _compare(expected: torch.Tensor, found: torch.Tensor, first: torch.Tensor) -> Fidelity:
-    mean = expected.mean(dim=0)
-    cosine = nn.functional.cosine_similarity
-    return Fidelity(
-        cosine=cosine(expected, found).min().item(),
-        centred=cosine(expected - mean, found - mean).min().item(),
-        company=(found[:1] - first).abs().max().item(),
-    )
+    return cast("Float32", getattr(output, "pooler_output", output).numpy())

@@ -17,15 +17,15 @@ def of_transformers(name: str) -> Any:  # noqa: ANN401 - its annotations are inc
     return getattr(import_module("transformers"), name)
 
 
-def load_towers(tower: Path, device: str) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel
-    """Return the model in float32 and evaluation mode on a device."""
+def load_towers(tower: Path) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel
+    """Return the model in float32 and evaluation mode on the CPU."""
     import torch
 
     with no_progress_bar():
         model = of_transformers("AutoModel").from_pretrained(
             tower, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
-    return model.to(device).eval()
+    return model.eval()
 
 
 def load_tokenizer(tower: Path) -> Any:  # noqa: ANN401 - a tokenizer of transformers

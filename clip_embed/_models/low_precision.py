@@ -64,3 +64,33 @@ def fold_quick_gelu(layer: Any) -> None:  # noqa: ANN401 - a CLIPEncoderLayer
     mlp.fc1.bias *= _QUICK_GELU
     mlp.fc2.weight /= _QUICK_GELU
     mlp.activation_fn = nn.SiLU(inplace=True)
+
+
+def products_for_patches(tower: nn.Module) -> None:
+    """Let a tower read its patches by a matrix product, in place: the same sums as its convolution.
+
+    torch lets cuDNN round the inputs of convolutions to TF32 unless told otherwise for the whole process;
+    matrix products keep float32.
+    """
+    embeddings = cast("Any", tower).embeddings
+    if isinstance(embeddings.patch_embedding, nn.Conv2d):
+        embeddings.patch_embedding = _PatchProduct(embeddings.patch_embedding)
+
+
+class _PatchProduct(nn.Module):
+    """A convolution whose patches do not overlap, as one matrix product."""
+
+    def __init__(self, patches: nn.Conv2d) -> None:
+        super().__init__()
+        self._edge = patches.kernel_size
+        self.weight, self.bias = patches.weight, patches.bias
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) -> (n, width of the tower, rows of patches, columns)."""
+        high, wide = self._edge
+        count, channels, height, width = pixels.shape
+        rows, columns = height // high, width // wide
+        kept = pixels[:, :, : rows * high, : columns * wide]
+        parts = kept.reshape(count, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
+        products = nn.functional.linear(parts.flatten(3), self.weight.flatten(1), self.bias)
+        return products.permute(0, 3, 1, 2)

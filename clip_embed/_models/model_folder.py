@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from clip_embed._engine.device import resolve_device
+from clip_embed._engine.device import devices_of, resolve_device
+from clip_embed._engine.lanes import lanes_of
 from clip_embed._models.families import as_trained, family_of
 from clip_embed._models.folder import (
     pad_token,
@@ -28,6 +29,8 @@ from clip_embed._warn import warn_caller
 
 if TYPE_CHECKING:
     import torch
+
+    from clip_embed._models.placing import Placed
 
 _TEXT_BATCH_SIZE = 256
 
@@ -55,6 +58,7 @@ class ModelFolder:
         )
         self._weights = weight_files(self._tower)
         self._text_form, self._as_trained = as_trained(self._family, self._tower)
+        self._placed: Placed | None = None
         self.image_spec = self._processor.spec
         self.dim = self._family.dim(config, folder)
 
@@ -90,26 +94,51 @@ class ModelFolder:
         _ = self._towers
 
     @cached_property
-    def _towers(self) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel, imported late
-        import torch
+    def _scaled(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self._processor.scaling.on("cpu")
 
+    @property
+    def lanes(self) -> int:
+        """How many batches run side by side on GPUs, or on several devices; 1 on a CPU."""
+        devices = devices_of(resolve_device(self._device))
+        return sum(map(lanes_of, devices))
+
+    @property
+    def bytes_per_image(self) -> int | None:
+        """What an image takes of a GPU's memory, None where it was not measured; loads the weights."""
+        _ = self._towers
+        return self._placed.bytes_per_image if self._placed else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What did not hold when it was checked and is not used, in sentences."""
+        return [*self._placed.notes, *self._placed.images.notes] if self._placed else []
+
+    def make_room(self) -> None:
+        """Let go of GPU memory that is kept between batches."""
+        if self._placed:
+            self._placed.images.make_room()
+
+    @cached_property
+    def _towers(self) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel, imported late
         device, precision = resolve_device(self._device), self.precision
         self._processor.check()
         self._tokenizer = load_tokenizer(self._tower)
         self._text_length = min(
             int(self._tokenizer.model_max_length), int(self._texts["max_position_embeddings"])
         )
-        self._place = torch.device(device)
-        scaling = self._processor.scaling
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-            for values in (scaling.mean or [0, 0, 0], scaling.std or [1, 1, 1])
-        )
-        towers = load_towers(self._tower, device)
-        if precision == "int8":
-            from clip_embed._models.int8 import photo_like, use_int8
+        towers = load_towers(self._tower)
+        edge = self._images["image_size"]
+        if device != "cpu":
+            from clip_embed._models.placing import Ways, place
 
-            edge = self._images["image_size"]
+            ways = Ways(self._image_tower, self._texts_by)
+            self._placed = place(towers, device, precision, ways, edge)
+            return self._placed.texts
+        if precision == "int8":
+            from clip_embed._models.fidelity import photo_like
+            from clip_embed._models.int8 import use_int8
+
             use_int8(towers, self._normalised(photo_like((edge, edge))))
         elif precision not in FULL:
             from clip_embed._models.low_precision import use_dtype
@@ -122,32 +151,36 @@ class ModelFolder:
         import torch
 
         towers = self._towers
+        if self._placed:
+            return self._placed.images(pixels)
         with torch.inference_mode():
             return _to_numpy(towers.get_image_features(pixel_values=self._normalised(pixels)))
 
+    def _image_tower(self, towers: Any, device: str) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: ANN401
+        """Return what makes uint8 (n, height, width, 3) on the device float32 (n, dim) there."""
+        scaled = self._processor.scaling.on(device)
+        return lambda pixels: _features(towers.get_image_features(pixel_values=scaled(pixels)))
+
     def _normalised(self, pixels: UInt8) -> torch.Tensor:
-        """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), on the device, normalised."""
+        """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), normalised, on the CPU."""
         import torch
 
-        batch = torch.as_tensor(pixels).to(self._place).permute(0, 3, 1, 2).to(torch.float32)
-        scaling = self._processor.scaling
-        if scaling.factor is not None:
-            batch *= scaling.factor
-        return batch if scaling.mean is None else (batch - self._mean) / self._std
+        return self._scaled(torch.as_tensor(pixels))
 
     def embed_texts(self, texts: Sequence[str], /) -> Float32:
         """m texts -> float32 (m, dim), in order, not normalised; warns once if any had to be cut."""
+        towers = self._towers
+        self._warn_of_cuts(texts)
+        device = devices_of(resolve_device(self._device))[0]
+        starts = range(0, len(texts), _TEXT_BATCH_SIZE)
+        return np.concatenate(
+            [self._texts_by(towers, device, texts[at : at + _TEXT_BATCH_SIZE]) for at in starts]
+        )
+
+    def _texts_by(self, towers: Any, device: str, texts: Sequence[str]) -> Float32:  # noqa: ANN401
+        """A batch of m texts -> float32 (m, dim), by towers on a device."""
         import torch
 
-        _ = self._towers
-        self._warn_of_cuts(texts)
-        with torch.inference_mode():
-            starts = range(0, len(texts), _TEXT_BATCH_SIZE)
-            return np.concatenate(
-                [self._embed_text_batch(texts[at : at + _TEXT_BATCH_SIZE]) for at in starts]
-            )
-
-    def _embed_text_batch(self, texts: Sequence[str]) -> Float32:
         padded = self._family.padded
         tokens = self._tokenizer(
             [self._as_trained(text) for text in texts],
@@ -155,9 +188,10 @@ class ModelFolder:
             truncation=True,
             max_length=self._text_length,
             return_tensors="pt",
-        ).to(self._place)
+        ).to(device)
         mask = None if padded else tokens["attention_mask"]
-        return _to_numpy(self._towers.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask))
+        with torch.inference_mode():
+            return _to_numpy(towers.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask))
 
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:
         """Warn of texts that are longer than the text tower reads."""
@@ -174,6 +208,9 @@ class ModelFolder:
             )
 
 
-def _to_numpy(output: Any) -> Float32:  # noqa: ANN401 - a tensor, or an output that holds one
-    tensor = cast("torch.Tensor", getattr(output, "pooler_output", output))
-    return np.asarray(tensor.float().cpu().numpy(), np.float32)
+def _features(output: Any) -> torch.Tensor:  # noqa: ANN401 - a tensor, or an output that holds one
+    return cast("torch.Tensor", getattr(output, "pooler_output", output)).float()
+
+
+def _to_numpy(output: Any) -> Float32:  # noqa: ANN401
+    return np.asarray(_features(output).cpu().numpy(), np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clip_embed._engine.device import resolve_device
+from clip_embed._engine.device import devices_of, resolve_device
 from clip_embed._models.hub import HubName, obtain, parse_name
 from clip_embed._models.hub_errors import WAYS_OUT
 from clip_embed._models.precision import FULL, check_precision, resolve
@@ -57,6 +57,13 @@ def check_model_precision(model: object, precision: str) -> None:
                 f"precision {precision!r} cannot be set for a {type(model).__name__}, which computes in "
                 f"{own}: take 'auto', or give the folder or the name of a model"
             )
+
+
+def check_model_devices(model: object, device: str) -> None:
+    """Raise ValueError where a model is to run on several devices that is no CLIP or SigLIP given by name."""
+    if len(devices_of(device)) > 1 and (model == "offline" or not isinstance(model, (str, Path))):
+        what = "the offline model" if model == "offline" else f"a {type(model).__name__}"
+        raise ValueError(f"{what} runs on one device, not on {device}: take one embedder for each")
 
 
 def model_precision(model: str | Path | Model, precision: str, device: str) -> str:

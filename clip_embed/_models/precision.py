@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from clip_embed._engine.device import device_kind
+
 Precision = Literal["auto", "exact", "fp32", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 FULL = ("exact", "fp32")
@@ -52,7 +54,7 @@ def resolve(precision: str, device: str, can: Capabilities | None = None) -> Res
     check_precision(precision)
     if precision in FULL:
         return Resolved(precision, "asked for")
-    kind = device.partition(":")[0]
+    kind = device_kind(device)
     if precision == "fp16" and kind == "cpu":
         raise ValueError(
             "precision 'fp16' is not offered on a CPU, where float16 is no faster than float32: "
@@ -83,7 +85,7 @@ def capabilities(device: str) -> Capabilities:
     """Ask torch what `device` (never "auto") has natively; what an old torch cannot tell is missing."""
     import torch
 
-    kind = device.partition(":")[0]
+    kind = device_kind(device)
     if kind == "cuda":
         return Capabilities(torch.cuda.is_bf16_supported(including_emulation=False), int8=False)
     if kind == "cpu":

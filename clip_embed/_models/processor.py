@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from clip_embed._types import Float32, ImageSpec, Resample, UInt8
 from clip_embed.errors import ModelUnsupported
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 _SCALING = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -61,6 +63,23 @@ class Scaling:
     factor: float | None
     mean: list[float] | None
     std: list[float] | None
+
+    def on(self, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what makes uint8 (n, height, width, 3) on a device float32 (n, 3, height, width) there."""
+        import torch
+
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+            for values in (self.mean or [0, 0, 0], self.std or [1, 1, 1])
+        )
+
+        def scaled(pixels: torch.Tensor) -> torch.Tensor:
+            batch = pixels.permute(0, 3, 1, 2).to(torch.float32)
+            if self.factor is not None:
+                batch *= self.factor
+            return batch if self.mean is None else (batch - mean) / std
+
+        return scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from clip_embed._frames.vectors import measure
 from clip_embed.arrow import stamp_type
 
 _PARQUET: Any = pq
+_KEY = b"clip_embed_arrow"
+"""Where a file names the columns whose types pandas cannot name, and so makes objects of."""
 
 
 def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
@@ -21,8 +24,8 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
 
     `read_parquet` gives the frame back with its dtypes and index, and DuckDB, polars and every reader of
     Parquet find lists of floats; plain `pd.read_parquet`, which fails on files that `DataFrame.to_parquet`
-    makes of such columns, reads them as arrays. Paths (`pathlib`) are written as text. Raises TypeError for
-    a column that Parquet has no type for, such as PIL images.
+    makes of such columns, reads them as arrays, and structs of Arrow as dicts. Paths (`pathlib`) are written
+    as text. Raises TypeError for a column that Parquet has no type for, such as PIL images.
     """
     texts: Any = frame.copy(deep=False)
     for place, dtype in enumerate(frame.dtypes):
@@ -36,38 +39,62 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
         ) from error
     metadata: dict[bytes, bytes] = dict(table.schema.metadata)
     known = json.loads(metadata[b"pandas"])
-    vectors = {table.column_names[place] for place in _vector_places(table.schema)}
+    names = [table.column_names[place] for place, dtype in enumerate(frame.dtypes) if not _has_name(dtype)]
     for facts in known["columns"]:
-        if facts["field_name"] in vectors:  # pandas cannot read the names of these types
-            facts["pandas_type"], facts["numpy_type"] = "list[float32]", "object"
-    metadata[b"pandas"] = json.dumps(known).encode()
+        if facts["field_name"] in names:
+            facts["pandas_type"], facts["numpy_type"] = "object", "object"
+    metadata |= {b"pandas": json.dumps(known).encode(), _KEY: json.dumps(names).encode()}
     _PARQUET.write_table(table.replace_schema_metadata(metadata), file)
 
 
 def read_parquet(file: str | Path) -> pd.DataFrame:
     """Read a Parquet file as pandas does, its vectors as columns of Arrow with their dimension and stamp.
 
-    Vectors are columns of fixed-size lists of float32, as `to_parquet` writes them.
+    Vectors are columns of fixed-size lists of float32, as `to_parquet` writes them; other columns of Arrow
+    are what they were when it wrote them.
     """
     frame = pd.read_parquet(file)
     schema = _PARQUET.read_schema(file)
-    names = [schema.names[place] for place in _vector_places(schema)]
+    vectors = [schema.names[place] for place, kind in enumerate(schema.types) if _holds_vectors(kind)]
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    names: set[str] = {*vectors, *json.loads(metadata.get(_KEY, b"[]"))}
     if not names:
         return frame
-    table = _PARQUET.read_table(file, columns=names)
-    for place, column in enumerate(frame.columns):
-        if str(column) in names:
-            vectors = table[str(column)].cast(_as_written(table.schema.field(str(column))))
-            measure(vectors)
-            frame.isetitem(place, pd.arrays.ArrowExtensionArray(vectors))
+    table = _PARQUET.read_table(file, columns=sorted(names))
+    written = _written_schema(file) if len(names) > len(vectors) else table.schema
+    for place, column in enumerate(map(str, frame.columns)):
+        if column not in names:
+            continue
+        field = table.schema.field(column)
+        values = table[column].cast(_vector_type(field) if column in vectors else written.field(column).type)
+        if column in vectors:
+            measure(values)
+        frame.isetitem(place, pd.arrays.ArrowExtensionArray(values))
     return frame
+
+
+def _has_name(dtype: Any) -> bool:  # noqa: ANN401
+    """Whether pandas can read the name of a type in a file: not those of Arrow with parameters."""
+    if not isinstance(dtype, pd.ArrowDtype):
+        return True
+    try:
+        pd.api.types.pandas_dtype(str(dtype))
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _written_schema(file: str | Path) -> Any:  # noqa: ANN401 - a pa.Schema
+    """Return the schema as it was written: Parquet gives parts of nested types other names."""
+    content = _PARQUET.read_metadata(file).metadata[b"ARROW:schema"]
+    return cast("Any", pa).ipc.read_schema(pa.py_buffer(b64decode(content)))
 
 
 def _as_text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _as_written(field: Any) -> Any:  # noqa: ANN401 - a pa.Field
+def _vector_type(field: Any) -> Any:  # noqa: ANN401 - a pa.Field
     """Return the type of a column of vectors as `embed` makes it.
 
     Parquet calls the numbers "element", and pandas compares that name too; polars keeps the stamp as the
@@ -81,10 +108,5 @@ def _as_written(field: Any) -> Any:  # noqa: ANN401 - a pa.Field
     return cast("Any", pa).list_(inner, field.type.list_size)
 
 
-def _vector_places(schema: Any) -> list[int]:  # noqa: ANN401 - a pa.Schema
-    types = pa.types
-    return [
-        place
-        for place, kind in enumerate(schema.types)
-        if types.is_fixed_size_list(kind) and types.is_float32(kind.value_type)
-    ]
+def _holds_vectors(kind: Any) -> bool:  # noqa: ANN401 - a pa.DataType
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type))

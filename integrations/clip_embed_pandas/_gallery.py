@@ -13,7 +13,7 @@ from clip_embed import ImagePolicy
 from clip_embed._cli.gallery import Tile
 from clip_embed._frames.pictures import SHOWN, gallery_markup, make_tile
 from clip_embed._frames.session import the_embedder
-from clip_embed_pandas._columns import first_images, is_missing
+from clip_embed_pandas._columns import first_images, full_name, is_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Look:
 
     image: Hashable | None = None
     """None: the first column that holds images."""
-    score: Hashable | None = None
-    texts: tuple[Hashable, ...] = ()
+    score: str | None = None
+    texts: tuple[str, ...] = ()
     policy: ImagePolicy | None = None
     """What may be read for a picture; None: that of the embedder in use."""
 
@@ -67,8 +67,8 @@ def as_gallery(
     frame: pd.DataFrame,
     *,
     image: Hashable | None = None,
-    score: Hashable | None = None,
-    texts: Sequence[Hashable] = (),
+    score: str | None = None,
+    texts: Sequence[str] = (),
     policy: ImagePolicy | None = None,
 ) -> Gallery:
     """Return a frame as a gallery of its column `image`, by default the first that holds images."""
@@ -80,12 +80,12 @@ def as_gallery(
 
 def _tile(frame: pd.DataFrame, row: int, column: Hashable, look: Look) -> tuple[str, Tile]:
     """Return a row's label in the index, and its tile; of columns that are gone meanwhile nothing."""
-    names = list(frame.columns)
+    names: list[Hashable] = list(frame.columns)
 
     def value(name: Hashable) -> Any:  # noqa: ANN401
         found: Any = frame.iloc[row, names.index(name)] if name in names else None
         return None if is_missing(found) else found
 
-    texts = {str(name[0] if isinstance(name, tuple) else name): value(name) for name in look.texts}
-    score = None if look.score is None else value(look.score)
+    texts = {name: value(full_name(frame, name)) for name in look.texts}
+    score = None if look.score is None else value(full_name(frame, look.score))
     return str(frame.index[row]), make_tile(value(column), texts, score)

@@ -149,10 +149,11 @@ def classify(
     found = clip.classify(vectors.units(), labels, templates=templates, multi=multi, other=other)
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = as_frame(data)
-    label, probability = full_name(result, "label"), full_name(result, "probability")
-    result[label] = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
-    result[probability] = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
-    return as_gallery(result, score=probability, texts=(label,), policy=clip.policy)
+    labels_of = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
+    result[full_name(result, "label")] = labels_of
+    shares = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
+    result[full_name(result, "probability")] = shares
+    return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
 
 
 def probabilities(
@@ -196,9 +197,8 @@ def duplicates(
     vectors = compared(data, column, clip)
     rows, groups, cosines = group_alike(vectors.units(), vectors.valid, threshold)
     result = as_frame(data).iloc[rows]
-    group, score = full_name(result, "group"), full_name(result, "score")
-    result[group], result[score] = groups, cosines
-    return as_gallery(result, score=score, texts=(group,), policy=clip.policy)
+    result[full_name(result, "group")], result[full_name(result, "score")] = groups, cosines
+    return as_gallery(result, score="score", texts=("group",), policy=clip.policy)
 
 
 def failures(
@@ -232,10 +232,8 @@ def gallery(data: Data, *, column: Hashable | None = None) -> Gallery:
     """
     frame = as_frame(data)
     name, _ = pick(frame, column, "images")
-    score, probability, *texts = (
-        full_name(frame, name) for name in ("score", "probability", "label", "group")
-    )
-    return as_gallery(frame, image=name, score=score if score in frame.columns else probability, texts=texts)
+    score = "score" if full_name(frame, "score") in frame.columns else "probability"
+    return as_gallery(frame, image=name, score=score, texts=("label", "group"))
 
 
 def _rank(
@@ -246,9 +244,8 @@ def _rank(
     k = check_count(k)
     places, cosines = compared(data, column, clip).most_alike(query(), k)
     result = as_frame(data).iloc[places]
-    score = full_name(result, into)
-    result[score] = cosines
-    return as_gallery(result, score=score, policy=clip.policy)
+    result[full_name(result, into)] = cosines
+    return as_gallery(result, score=into, policy=clip.policy)
 
 
 def _known_errors(frame: pd.DataFrame, column: Hashable | None) -> tuple[Hashable, Hashable] | None:

@@ -64,7 +64,8 @@ def plot(
     """Return a map of thumbnails, laid out as by `project`; a notebook shows it, `save` writes an SVG.
 
     `image` names the column of the pictures, by default the first with images (without one: dots). Of more
-    than 240 rows, evenly spread ones are pictures and the others dots. The pointer shows names and enlarges.
+    than 240 rows, evenly spread ones are pictures and the others dots. The pointer shows names, up to 2,000
+    dots have one, and enlarges.
     """
     clip = the_embedder(embedder)
     points = points_of(frame, method, column, clip)

@@ -27,6 +27,7 @@ from clip_embed_qdrant._neighbour import Answering, Neighbour
 from clip_embed_qdrant._shard import Shard, create_shard
 from clip_embed_qdrant._sink import VECTOR, Condensed, Found, IndexKind, Meta, Points, Query
 
+_ROOM = 128 * 1024 * 1024  # bytes
 _OURS = {"lock", "owner.json", "shard", "shard.new", "store.json", "store.json.new"}
 
 
@@ -58,6 +59,7 @@ class EdgeSink:
         """Make an empty store; what a crash left of an earlier attempt is used or removed."""
         self._check_free()
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._check_room()
         self._take_lock()
         shard, new = self._folder / "shard", self._folder / "shard.new"
         if not shard.exists():
@@ -96,10 +98,12 @@ class EdgeSink:
 
     def write(self, points: Points) -> None:
         """Insert or replace points."""
+        self._check_room()
         self.open_for_writing().write(points, self.vector)
 
     def write_beside(self, points: Points, name: str) -> None:
         """Give points that are there vectors of another name."""
+        self._check_room()
         self.open_for_writing().write_beside(points, name)
 
     def vector_names(self) -> set[str]:
@@ -108,6 +112,7 @@ class EdgeSink:
 
     def add_vector(self, name: str, dim: int) -> None:
         """Make room for vectors of one more name; idempotent."""
+        self._check_room()
         self.open_for_writing().add_vector(name, dim)
 
     def drop_vector(self, name: str) -> None:
@@ -154,12 +159,14 @@ class EdgeSink:
     def optimize(self) -> None:
         """Build the index in a process of its own, because Edge would stop every thread of this one."""
         self.open_for_writing()
+        self._check_room()
         self._close_shard()
         command = [sys.executable, "-m", "clip_embed_qdrant._optimize", str(self._folder / "shard")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
         if done.returncode:
-            raise StoreError(f"{self.where} could not be optimised: {done.stderr.strip().splitlines()[-1:]}")
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise StoreError(f"{self.where} could not be optimised: {reason}")
         self.open_for_writing()
 
     def close(self) -> None:
@@ -187,6 +194,15 @@ class EdgeSink:
             if neighbour is None:
                 raise
             return neighbour
+
+    def _check_room(self) -> None:
+        """Stop before the disk is full: Edge maps its files into memory, and would be killed by a signal."""
+        free = shutil.disk_usage(self._folder).free
+        if free < _ROOM:
+            raise StoreError(
+                f"{self.where}: {free / 1e6:,.0f} MB are free on its disk, and Qdrant Edge needs "
+                f"{_ROOM / 1e6:,.0f} MB to write safely: free space, then run it again"
+            )
 
     def _check_free(self) -> None:
         """Refuse a folder with other things in it."""

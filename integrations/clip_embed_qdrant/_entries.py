@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, cast
+from typing import BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -59,6 +59,22 @@ class Entry:
         return len(self.image) if isinstance(self.image, bytes) else 0
 
 
+Locate: TypeAlias = Callable[[str], Entry]
+"""Returns the image that a path in a table means; its key and payload are still to be set."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A table or a tar file, on this machine or behind a URL."""
+
+    name: str
+    """Relative to the folder in which a pattern begins."""
+    open: Callable[[], BinaryIO]
+    locate: Locate
+    folder: str | None = None
+    """Where it lies, if it is on this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where images come from."""
@@ -72,6 +88,8 @@ class Source:
     """The folder or URL that keys are relative to, if they are."""
     repeatable: bool = True
     """Whether `entries` may be called again."""
+    keys_differ: bool = False
+    """Whether no key can occur twice."""
 
 
 def normal_key(name: str) -> str:
@@ -142,13 +160,14 @@ def in_groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield group
 
 
-def stat_state(path: Path) -> str | None:
-    """Return the state of a file by size and time; None where there is none."""
+def local_entry(path: str, folder: str = "") -> Entry:
+    """Return a file of this machine as an image, known by its size and time."""
+    where = Path(folder, path)
     try:
-        facts = path.stat()
+        facts = where.stat()
     except (OSError, ValueError):
-        return None
-    return file_state(facts.st_size, facts.st_mtime_ns)
+        return Entry("", where, "missing")
+    return Entry("", where, file_state(facts.st_size, facts.st_mtime_ns))
 
 
 def file_state(size: int, mtime_ns: int) -> str:

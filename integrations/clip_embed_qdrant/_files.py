@@ -1,39 +1,35 @@
-"""Images in folders, behind patterns and in the file systems that fsspec knows."""
+"""Images in folders and behind patterns."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
 
-from clip_embed import MissingExtra
 from clip_embed._images.folders import find_images, is_image_name
-from clip_embed._types import ImagePolicy
-from clip_embed_qdrant._entries import Entry, Source, file_state, normal_key
+from clip_embed_qdrant._entries import Entry, File, Source, file_state, local_entry, normal_key
 
 _MAGIC = re.compile(r"[*?\[]")
-# In the order of how well they tell a changed file.
-_STATES = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "mtime", "LastModified", "last_modified",
-           "updated", "created")  # fmt: skip
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def folder(root: Path) -> Source:
     """All image files below a folder, in the file system's order; links to folders are not followed."""
     root = root.absolute()
-    return Source(str(root), partial(_below, root), partial(_count_below, root), str(root))
+    return Source(str(root), partial(_below, root), partial(_count_below, root), str(root), keys_differ=True)
 
 
-def pattern(text: str) -> Source:
-    """The files that a pattern of `glob` names; keys are relative to the folder before its first wildcard."""
-    parts = Path(text).parts
-    first = next(place for place, part in enumerate(parts) if _MAGIC.search(part))
-    root = Path(*parts[:first]).absolute() if first else Path.cwd()
-    everything = Path(text).suffix in ("", ".*")  # photos/**/* means the images among them
+def pattern(text: str) -> Source | None:
+    """The files that a pattern of `glob` names, None for what is none or the name of a file.
+
+    Keys are relative to the folder before its first wildcard.
+    """
+    if not is_pattern(text) or Path(text).exists():
+        return None
+    root, everything = _root(text), takes_everything(text)
 
     def entries() -> Iterator[Entry]:
         for name in glob.iglob(text, recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -43,7 +39,7 @@ def pattern(text: str) -> Source:
             facts = path.stat() if path.exists() else None
             yield _file_entry(path.relative_to(root).as_posix(), str(path), facts)
 
-    return Source(text, entries, lambda: None, str(root))
+    return Source(text, entries, lambda: None, str(root), keys_differ=True)
 
 
 def is_pattern(text: str) -> bool:
@@ -51,33 +47,52 @@ def is_pattern(text: str) -> bool:
     return bool(_MAGIC.search(text))
 
 
-def remote(url: str, policy: ImagePolicy, options: Mapping[str, object] | None) -> Source:
-    """The image files below a URL of fsspec, or those that match it where it has wildcards.
+def takes_everything(pattern: str) -> bool:
+    """Whether a pattern leaves open what kind of file it means: photos/**/* are the images among them."""
+    return PurePosixPath(pattern).suffix in ("", ".*")
 
-    A folder is listed at a time; files are read when they are to be embedded, several at once.
+
+def expanded(text: str) -> list[str]:
+    """Return the names that one with a range in braces stands for: train-{000..146}.tar."""
+    found = _RANGE.search(text)
+    if found is None:
+        return [text]
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    before, after = text[: found.start()], text[found.end() :]
+    return [name for n in numbers for name in expanded(f"{before}{n:0{len(first)}}{after}")]
+
+
+def local_files(text: str) -> list[File]:
+    """Return the tables or tar files of a path, a pattern or a range in braces.
+
+    Raises FileNotFoundError where one is not there.
     """
-    try:
-        core = cast("Any", import_module("fsspec.core"))
-        utils = cast("Any", import_module("fsspec.utils"))
-    except ModuleNotFoundError as error:
-        raise MissingExtra("fsspec", "qdrant", "reading images from a URL") from error
-    opened, path = core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
-    path = str(path).rstrip("/")
-    wanted = re.compile(utils.glob_translate(path)) if is_pattern(path) else None
-    root = path
-    while is_pattern(root):
-        root = root.rpartition("/")[0]
-    everything = wanted is None or PurePosixPath(path).suffix in ("", ".*")
+    if Path(text).exists():
+        paths = [Path(text)]
+    elif is_pattern(text):
+        paths = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+    else:
+        paths = [Path(name) for name in expanded(text)]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"there is no {missing[0]}")
+    if not paths:
+        raise FileNotFoundError(f"nothing matches {text}")
+    root = _root(text) if is_pattern(text) and not Path(text).exists() else None
+    return [_file(path.absolute(), root) for path in paths]
 
-    def entries() -> Iterator[Entry]:
-        for _, _, files in opened.walk(root, detail=True, on_error="raise"):
-            for facts in cast("dict[str, dict[str, Any]]", files).values():
-                name = str(facts["name"])
-                if (wanted and not wanted.match(name)) or (everything and not is_image_name(name)):
-                    continue
-                yield _remote_entry(opened, name, facts, root, policy)
 
-    return Source(url, entries, lambda: None, str(opened.unstrip_protocol(root)))
+def _file(path: Path, root: Path | None) -> File:
+    folder = str(path.parent)
+    name = path.relative_to(root).as_posix() if root else path.name
+    return File(name, lambda: path.open("rb"), partial(local_entry, folder=folder), folder)
+
+
+def _root(pattern: str) -> Path:
+    """Return the folder before the first wildcard."""
+    parts = Path(pattern).parts
+    first = next(place for place, part in enumerate(parts) if _MAGIC.search(part))
+    return Path(*parts[:first]).absolute() if first else Path.cwd()
 
 
 def _below(root: Path) -> Iterator[Entry]:
@@ -109,20 +124,3 @@ def _has_twin(path: Path, key: str) -> bool:
 
 def _count_below(root: Path) -> int:
     return sum(is_image_name(name) for _, _, names in os.walk(root) for name in names)
-
-
-def _remote_entry(opened: Any, name: str, facts: dict[str, Any], root: str, policy: ImagePolicy) -> Entry:  # noqa: ANN401
-    key = normal_key(name.removeprefix(root).lstrip("/"))
-    size = facts.get("size")
-    shown = str(opened.unstrip_protocol(name))
-    if isinstance(size, int) and size > policy.max_bytes:
-        reason = f"{size:,} bytes are more than the policy's max_bytes = {policy.max_bytes:,}"
-        return Entry(key, problem=reason, retryable=False, name=shown)
-    known = next((facts[field] for field in _STATES if facts.get(field) is not None), None)
-    return Entry(
-        key,
-        state=None if known is None else f"{size}-{known}",
-        payload={"path": key, "size": size},
-        read=partial(opened.cat_file, name),
-        name=shown,
-    )

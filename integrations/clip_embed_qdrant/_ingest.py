@@ -31,6 +31,7 @@ from clip_embed_qdrant._errors import IngestStopped, StoreError
 from clip_embed_qdrant._options import Job, Options
 from clip_embed_qdrant._reader import AHEAD, Pending, Reader
 from clip_embed_qdrant._report import Failures, IngestFailure, IngestReport
+from clip_embed_qdrant._seen import Seen
 from clip_embed_qdrant._sink import CONTENT, ETAG, KEY, SAME_AS, Payload, Points
 from clip_embed_qdrant._target import Target
 from clip_embed_qdrant._upload import Outcome, Patience, Uploader, split
@@ -75,6 +76,7 @@ class Ingest:
         self._uploader = Uploader(target, self._patience, self._uploaded)
         self._duplicates: Duplicates[Pending] = Duplicates(target.sink)
         self._reader = Reader(options, embedder.policy)
+        self._seen = None if source.keys_differ else Seen()
         self._failures = Failures()
         self._counts = IngestReport(failed=self._failures, job=Job(source, options))
         self._ready: list[_Ready] = []
@@ -141,7 +143,7 @@ class Ingest:
         """Yield what is not in the store in its present state."""
         for group in in_groups(self._own_share()):
             self._count(seen=len(group))
-            entries = [entry for entry in group if not self._is_problem(entry)]
+            entries = self._first_of_each([entry for entry in group if not self._is_problem(entry)])
             tags = self._reader.etags(entries)
             ids = [point_id(entry.key) for entry in entries]
             known = [tag if isinstance(tag, str) else "" for tag in tags]
@@ -158,6 +160,17 @@ class Ingest:
                     yield Pending(id_, tag, entry)
             self._count(skipped=skipped)
             self._tell(_BETWEEN_REPORTS)
+
+    def _first_of_each(self, entries: list[Entry]) -> list[Entry]:
+        """Leave out, as failed, images whose key another one of the source had: they would replace it."""
+        if self._seen is None:
+            return entries
+        again = self._seen.again([point_id(entry.key) for entry in entries])
+        for entry, is_repeated in zip(entries, again, strict=True):
+            if is_repeated:
+                reason = f"another image of this source has the key {entry.key!r} too: give each its own"
+                self._fail(entry.key, entry.source, reason, retryable=False)
+        return [entry for entry, is_repeated in zip(entries, again, strict=True) if not is_repeated]
 
     def _is_problem(self, entry: Entry) -> bool:
         if entry.problem is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._options import Options
 from clip_embed_qdrant._place import Place, vectors_of
 from clip_embed_qdrant._report import IngestReport
+from clip_embed_qdrant._shown import Show, shown
 from clip_embed_qdrant._sink import KEY, VECTOR, Query, Vectors
 from clip_embed_qdrant._sources import open_source
 from clip_embed_qdrant._target import Beside
@@ -88,7 +89,7 @@ class Migration:
         on_error: Literal["skip", "raise"] = "skip",
         patience: float = 600.0,
         storage_options: Mapping[str, object] | None = None,
-        progress: Callable[[IngestReport], object] | None = None,
+        progress: Show = True,
     ) -> IngestReport:
         """Embed the images of a source that lack a vector beside the one in use; return what was done.
 
@@ -101,7 +102,9 @@ class Migration:
         )
         options = Options(etag, (), shard, normal_key(prefix), on_error, patience)
         beside = self._begin()
-        return Ingest(Beside(self._sink, beside.name), self._embedder, opened, options, progress).run()
+        target = Beside(self._sink, beside.name)
+        with shown(progress, "Migrating", opened.total) as show:
+            return Ingest(target, self._embedder, opened, options, show).run()
 
     def compare(self, texts: Iterable[str] = (), *, k: int = 10, sample: int = 50) -> Comparison:
         """Ask both models the same and say how far their k nearest agree.

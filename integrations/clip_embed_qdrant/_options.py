@@ -33,7 +33,7 @@ class Options:
             raise ValueError(f"on_duplicate must be 'embed' or 'link', not {self.on_duplicate!r}")
         if unknown := set(self.facts) - set(FACTS):
             raise ValueError(f"there is no fact {min(unknown)!r}; there are {', '.join(FACTS)}")
-        if not 0 <= self.shard[0] < self.shard[1]:
+        if not _is_share(self.shard):
             raise ValueError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
 
     @property
@@ -41,11 +41,24 @@ class Options:
         """Whether images of the same content share a vector."""
         return self.on_duplicate == "link"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that the source lists is looked at."""
+        return self.shard[1] == 1 and self.only is None
+
     def is_wanted(self, key: str) -> bool:
         """Whether a key is one to look at."""
         if self.only is None or key in self.only:
             return True
         return any(name.endswith("/") and key.startswith(name) for name in self.only)
+
+
+def _is_share(shard: object) -> bool:
+    match shard:
+        case (int(index), int(of)):
+            return 0 <= index < of
+        case _:
+            return False
 
 
 @dataclass(frozen=True, slots=True)

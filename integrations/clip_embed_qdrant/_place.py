@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +41,18 @@ class Address:
         """Refuse what contradicts itself."""
         if (self.location is None) == (self.client is None):
             raise TypeError("give either a location (a folder or a URL) or a client")
+        if self.client is not None and not isinstance(self.client, QdrantClient):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"client must be a QdrantClient, not {type(self.client).__name__}")
+        if self.is_folder and ("://" in str(self.location) or str(self.location) == ":memory:"):
+            raise TypeError(
+                f"{self.location} is no folder: a server is http://… or https://…, a store in memory is "
+                'client=QdrantClient(":memory:")'
+            )
         if self.is_folder == (self.collection is not None):
-            raise TypeError("a server or a client needs a collection, a folder has none")
+            raise TypeError(
+                "a server or a client needs a collection, a folder has none"
+                + (f"; is {self.location} a server, http://{self.location}?" if self.is_folder else "")
+            )
 
     @property
     def is_folder(self) -> bool:
@@ -164,11 +175,24 @@ class Place:
         """Make the store where there is none, and its indexes; SpaceMismatch if it is of another space."""
         if self._meta is None:
             self.sink.vector = meta.used.name
-            self.sink.create(meta, meta.stamp.dim)
-            self._meta = meta
+            self._meta = self._created(meta)
         check_same_space(meta, self._meta, self.sink.where)
         if self._indexes:
             self.sink.index_fields(self._indexes)
+
+    def _created(self, meta: Meta) -> Meta:
+        """Make the store and return what it notes: that of another machine, if that was faster."""
+        try:
+            self.sink.create(meta, meta.stamp.dim)
+        except StoreError:
+            made = None
+            with suppress(Unstamped):
+                made = self.sink.read_meta()
+            if made is None:
+                raise
+            self.sink.vector = made.used.name
+            return made
+        return meta
 
     def note(self, meta: Meta, embedder: ClipEmbedder | None = None) -> None:
         """Replace what the store says of its vectors, and go on with those in use and their embedder."""

@@ -81,6 +81,14 @@ class Hits(list[Hit]):
         )
 
 
+def check_numbers(k: int, group_size: int, diversity: float | None) -> None:
+    """Raise ValueError for numbers that mean nothing."""
+    if k < 1 or group_size < 1:
+        raise ValueError(f"k and group_size must be at least 1, not {min(k, group_size)}")
+    if diversity is not None and not 0 <= diversity <= 1:
+        raise ValueError(f"diversity must lie between 0 and 1, not {diversity}")
+
+
 def query_vector(
     embedder: ClipEmbedder,
     sink: Sink,

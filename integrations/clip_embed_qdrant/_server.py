@@ -83,6 +83,13 @@ class ServerSink:
                 self._collection, vectors_config={meta.used.name: params}, metadata={_META: meta.to_json()}
             )
         )
+        try:
+            self.read_meta()
+        except Unstamped as error:  # an older server takes the request and leaves that out
+            raise StoreError(
+                f"{self.where} does not keep a collection's metadata, which say what model its vectors "
+                "are of: a later version of Qdrant is needed"
+            ) from error
 
     def write_meta(self, meta: Meta) -> None:
         """Replace the collection's metadata."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from clip_embed._images.source import describe
 from clip_embed._types import ImagePolicy
-from clip_embed_qdrant import _files, _tables
-from clip_embed_qdrant._entries import Source
+from clip_embed_qdrant import _tables, _tars
+from clip_embed_qdrant._entries import File, Source
+from clip_embed_qdrant._files import expanded, folder, local_files, pattern
+from clip_embed_qdrant._remote import Remote
 
 _TARS = (".tar", ".tar.gz", ".tgz")
+_CONTAINERS = (".parquet", ".csv", *_TARS)
 
 
 def open_source(
@@ -31,10 +34,8 @@ def open_source(
     if isinstance(source, (str, Path)):
         text = str(source)
         if "://" in text:
-            return _files.remote(text, policy, storage_options)
-        if not Path(source).exists() and _files.is_pattern(text):
-            return _matches(text, policy)
-        return _path(Path(source), columns, policy)
+            return _behind_url(text, columns, policy, storage_options)
+        return _here(text, columns, policy)
     if _tables.is_arrow(source):
         return _tables.arrow(source, columns)
     if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
@@ -45,27 +46,34 @@ def open_source(
     )
 
 
-def _path(path: Path, columns: _tables.Columns, policy: ImagePolicy) -> Source:
-    if path.is_dir():
-        return _files.folder(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _tables.parquet(path, columns)
-    if name.endswith(".csv"):
-        return _tables.csv(path, columns)
-    if name.endswith(_TARS):
-        return _tables.tar([path], policy)
+def _here(text: str, columns: _tables.Columns, policy: ImagePolicy) -> Source:
+    if Path(text).is_dir():
+        return folder(Path(text))
+    if text.lower().endswith(_CONTAINERS):
+        return _contents(text, local_files(text), columns, policy)
+    found = pattern(text)
+    if found:
+        return found
+    if not Path(text).exists():
+        raise FileNotFoundError(f"there is no {text}")
     raise TypeError(
-        f"{path} is no source: give a folder, a pattern, or a Parquet, CSV or tar file; a single image as "
+        f"{text} is no source: give a folder, a pattern, or a Parquet, CSV or tar file; a single image as "
         "[(key, path)]"
     )
 
 
-def _matches(text: str, policy: ImagePolicy) -> Source:
-    if text.lower().endswith(_TARS):
-        import glob
+def _behind_url(
+    url: str, columns: _tables.Columns, policy: ImagePolicy, options: Mapping[str, object] | None
+) -> Source:
+    if not url.lower().endswith(_CONTAINERS):
+        return Remote(url, policy, options).images()
+    files = [file for each in expanded(url) for file in Remote(each, policy, options).files()]
+    return _contents(url, files, columns, policy)
 
-        return _tables.tar([Path(name) for name in sorted(glob.glob(text, recursive=True))], policy)  # noqa: PTH207
-    return _files.pattern(text)
+
+def _contents(name: str, files: Sequence[File], columns: _tables.Columns, policy: ImagePolicy) -> Source:
+    """Return what is in files of the kind that the name says."""
+    if name.lower().endswith(_TARS):
+        return _tars.tar(name, files, policy)
+    kind = _tables.csv if name.lower().endswith(".csv") else _tables.parquet
+    return kind(name, files, columns)

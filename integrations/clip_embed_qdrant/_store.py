@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
+from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
 from clip_embed_qdrant._errors import StoreError
@@ -24,7 +24,8 @@ from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
-from clip_embed_qdrant._search import Example, Hits, query_vector, run_query, without
+from clip_embed_qdrant._search import Example, Hits, check_numbers, query_vector, run_query, without
+from clip_embed_qdrant._shown import Show, shown
 from clip_embed_qdrant._sink import CONTENT, SAME_AS, VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
 from clip_embed_qdrant._tables import Columns
@@ -85,9 +86,7 @@ class ImageStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,13 +113,13 @@ class ImageStore:
         on_duplicate: Literal["embed", "link"] = "embed",
         patience: float = 600.0,
         storage_options: Mapping[str, object] | None = None,
-        progress: Callable[[IngestReport], object] | None = None,
+        progress: Show = True,
     ) -> IngestReport:
         """Embed what is new or changed in a source and write it; return what was done.
 
         `source` is a folder, a pattern ("photos/**/*.jpg"), a URL of fsspec ("s3://bucket/photos", with
-        `storage_options`), a Parquet or CSV file, a tar file or pattern of tar files (webdataset), an Arrow
-        table, dataset or reader, a DuckDB relation, or an iterable of (key, image) or (key, image, payload).
+        `storage_options`), Parquet, CSV or tar files (webdataset; a path, a pattern, a range in braces, a
+        URL), an Arrow table, dataset or reader, a DuckDB relation, or an iterable of (key, image[, payload]).
         In tables `image` and `key` name the columns, `payload` those to take along, by default all that a
         payload can hold. Files bring `path` and `size`, and what `facts` ask of their headers: "dimensions",
         "date" and "camera" of the EXIF block, "gps" too only if it is named here.
@@ -134,16 +133,15 @@ class ImageStore:
         show the two as one hit; to tell, every new or changed image is read first. A failed image is listed
         in the report and stops nothing, unless `on_error="raise"`. Where the store does not answer, requests
         are repeated for `patience` seconds; then, or where it refuses the key, is gone or full, IngestStopped
-        is raised with the report. `progress` is called with the report so far, a few times a second. Called
-        again, ingest goes on from where it was, whatever ended it.
+        is raised with the report. `progress` is called with the report so far, a few times a second; True
+        shows a bar on a terminal and in a notebook. Called again, ingest goes on from where it was, whatever
+        ended it.
         """
         opened = self._open(source, (image, key, payload), storage_options)
         options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
         return self._run(opened, options, progress)
 
-    def retry(
-        self, report: IngestReport, *, progress: Callable[[IngestReport], object] | None = None
-    ) -> IngestReport:
+    def retry(self, report: IngestReport, *, progress: Show = True) -> IngestReport:
         """Try the failures of a report again that may work now; return what was done.
 
         The source of that ingest is listed again, and only the failed images in it are looked at.
@@ -182,10 +180,7 @@ class ImageStore:
         the least score. `diversity` from 0 to 1 prefers hits that differ from each other (MMR);
         `group_by` allows `group_size` hits for each value of a payload field.
         """
-        if k < 1 or group_size < 1:
-            raise ValueError(f"k and group_size must be at least 1, not {min(k, group_size)}")
-        if diversity is not None and not 0 <= diversity <= 1:
-            raise ValueError(f"diversity must lie between 0 and 1, not {diversity}")
+        check_numbers(k, group_size, diversity)
         meta = self._place.existing()
         condition = parse_where(where)
         wanted, named = query_vector(
@@ -259,7 +254,7 @@ class ImageStore:
         grpc_port: int | None = 6334,
         on_disk: bool = False,
         patience: float = 600.0,
-        progress: Callable[[IngestReport], object] | None = None,
+        progress: Show = True,
     ) -> IngestReport:
         """Copy all points to a collection of a server or of a client of yours; nothing is embedded.
 
@@ -272,7 +267,8 @@ class ImageStore:
         target = Place(address, None, self._indexes, adopt=False)
         try:
             target.begin(replace(meta, beside=None))
-            return Copy(self._sink, target.sink, patience, progress).run()
+            with shown(progress, "Copying", self._sink.count) as show:
+                return Copy(self._sink, target.sink, patience, show).run()
         finally:
             target.close()
 
@@ -283,18 +279,20 @@ class ImageStore:
         """
         return Migration(self._place, to)
 
-    def _run(
-        self, source: Source, options: Options, progress: Callable[[IngestReport], object] | None
-    ) -> IngestReport:
+    def _run(self, source: Source, options: Options, progress: Show) -> IngestReport:
         self._place.prepare(source.root, options.prefix)
         if options.links:
             self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
         target = Target(self._sink, migrating=self._place.existing().beside is not None)
-        job = Ingest(target, self.embedder, source, options, progress)
-        try:
-            return job.run()
-        finally:
-            self.last_report = job.report
+        with shown(progress, "Ingesting", source.total) as show:
+            job = Ingest(target, self.embedder, source, options, show)
+            try:
+                report = job.run()
+            finally:
+                self.last_report = job.report
+        if not report.seen and source.root and options.is_whole:
+            warn_caller(f"{source.name} lists no images")
+        return report
 
     def _open(self, source: object, columns: Columns, options: Mapping[str, object] | None) -> Source:
         return open_source(source, columns=columns, policy=self._place.policy, storage_options=options)

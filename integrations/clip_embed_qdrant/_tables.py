@@ -1,21 +1,26 @@
-"""Images in tables, in tar files and in any iterable."""
+"""Images in tables and in any iterable."""
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 
-from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import describe
-from clip_embed._types import ImagePolicy
 from clip_embed.arrow import Column, image_values
-from clip_embed_qdrant._entries import Entry, Source, file_state, normal_key, plain_payload, stat_state
+from clip_embed_qdrant._entries import (
+    Entry,
+    File,
+    Locate,
+    Source,
+    local_entry,
+    normal_key,
+    plain_payload,
+)
 
 _ROWS = 64  # of a table at once: an image may lie in each
 
@@ -24,28 +29,49 @@ Columns = tuple[str, str, Sequence[str] | None]
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
 
-def parquet(file: Path, columns: Columns) -> Source:
-    """The rows of a Parquet file."""
+def parquet(name: str, files: Sequence[File], columns: Columns) -> Source:
+    """The rows of Parquet files; paths are relative to the folder of each."""
     import pyarrow.parquet as pq
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(file) as opened:
-            yield from cast("Any", opened).iter_batches(batch_size=_ROWS)
+    reader = cast("Any", pq).ParquetFile
 
-    rows = partial(_rows, batches, columns, file.absolute().parent)
-    return Source(str(file), rows, lambda: pq.ParquetFile(file).metadata.num_rows)
+    def batches(file: File) -> Iterator[pa.RecordBatch]:
+        with file.open() as stream, reader(stream) as opened:
+            yield from opened.iter_batches(batch_size=_ROWS)
+
+    def total() -> int:
+        count = 0
+        for file in files:
+            with file.open() as stream:
+                count += reader(stream).metadata.num_rows
+        return count
+
+    return Source(name, partial(_of_files, files, batches, columns), total)
 
 
-def csv(file: Path, columns: Columns) -> Source:
-    """The rows of a CSV file with a header; paths are relative to its folder."""
+def csv(name: str, files: Sequence[File], columns: Columns) -> Source:
+    """The rows of CSV files with a header; paths are relative to the folder of each."""
     from pyarrow import csv as reader
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        with cast("Any", reader).open_csv(file) as opened:
-            for batch in opened:
-                yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+    def batches(file: File) -> Iterator[pa.RecordBatch]:
+        with file.open() as stream:
+            names = cast("Any", reader).open_csv(stream).schema.names
+        # A key is a text, 007 is not 7. Columns that are not taken along cannot do any harm.
+        wanted = [*columns[:2], *(names if columns[2] is None else columns[2])]
+        options = reader.ConvertOptions(
+            column_types=dict.fromkeys(columns[:2], pa.string()),
+            include_columns=[each for each in dict.fromkeys(wanted) if each in names],
+        )
+        with file.open() as stream:
+            try:
+                for batch in cast("Any", reader).open_csv(stream, convert_options=options):
+                    yield from _sliced(batch)
+            except pa.ArrowInvalid as error:
+                way = "name the columns to take along by payload=, or give a table with the right types"
+                raise pa.ArrowInvalid(f"{file.name}: {error}: {way}") from error
 
-    return Source(str(file), partial(_rows, batches, columns, file.absolute().parent), lambda: None)
+    root = files[0].folder if len(files) == 1 else None
+    return Source(name, partial(_of_files, files, batches, columns), lambda: None, root)
 
 
 def arrow(source: Any, columns: Columns) -> Source:  # noqa: ANN401 - whatever hands out an Arrow stream
@@ -60,12 +86,11 @@ def arrow(source: Any, columns: Columns) -> Source:  # noqa: ANN401 - whatever h
         else:
             reader = pa.RecordBatchReader.from_stream(source)
         for batch in reader:
-            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+            yield from _sliced(batch)
 
     total = source.num_rows if isinstance(source, (pa.Table, pa.RecordBatch)) else None
-    return Source(
-        type(source).__name__, partial(_rows, batches, columns, None), lambda: total, repeatable=not used
-    )
+    rows = partial(_rows, batches, columns, local_entry)
+    return Source(type(source).__name__, rows, lambda: total, repeatable=not used)
 
 
 def is_arrow(source: object) -> bool:
@@ -82,12 +107,18 @@ def iterable(source: Iterable[object], columns: Columns) -> Source:
     )
 
 
-def tar(files: Sequence[Path], policy: ImagePolicy) -> Source:
-    """The images in tar files, compressed or not; a JSON, text or class file beside one is its payload."""
-    return Source(str(files[0]), partial(_members, files, policy), lambda: None)
+def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
 
-def _rows(batches: Batches, columns: Columns, folder: Path | None) -> Iterator[Entry]:
+def _of_files(
+    files: Sequence[File], batches: Callable[[File], Iterator[pa.RecordBatch]], columns: Columns
+) -> Iterator[Entry]:
+    for file in files:
+        yield from _rows(partial(batches, file), columns, file.locate)
+
+
+def _rows(batches: Batches, columns: Columns, locate: Locate) -> Iterator[Entry]:
     image, key, _ = columns
     number = 0
     for batch in batches():
@@ -103,7 +134,7 @@ def _rows(batches: Batches, columns: Columns, folder: Path | None) -> Iterator[E
         images = image_values(cast("Column", batch.column(image)))
         for place, value in enumerate(images):
             payload = payloads[place] if payloads else {}
-            yield _row_entry(keys[place], value, payload, folder, number)
+            yield _row_entry(keys[place], value, payload, locate, number)
             number += 1
 
 
@@ -134,10 +165,11 @@ def _is_plain(kind: Any) -> bool:  # noqa: ANN401 - a type of pyarrow
 
 
 def _row_entry(
-    key: object, image: object, payload: Mapping[str, object], folder: Path | None, number: int
+    key: object, image: object, payload: Mapping[str, object], locate: Locate, number: int
 ) -> Entry:
-    if key is None:
-        return Entry(f"row {number}", problem="the key is NULL", retryable=False, name=f"row {number}")
+    if key is None or key == "":
+        row, what = f"row {number}", "NULL" if key is None else "empty"
+        return Entry(row, problem=f"the key is {what}", retryable=False, name=row)
     name = normal_key(str(key))
     if image is None:
         return Entry(name, problem="the image is NULL", retryable=False, name=name)
@@ -148,10 +180,10 @@ def _row_entry(
         plain = plain_payload(payload)
     except ValueError as error:
         return Entry(name, problem=str(error), retryable=False, name=name)
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        return Entry(name, image, "url", plain)
     if isinstance(image, (str, Path)):
-        is_url = isinstance(image, str) and image.lower().startswith(("http://", "https://"))
-        path = image if is_url or folder is None else folder / image
-        return Entry(name, path, "url" if is_url else stat_state(Path(path)) or "missing", plain)
+        return replace(locate(str(image)), key=name, payload=plain)
     return Entry(name, image, None, plain, name=f"{name} ({describe(image)})")
 
 
@@ -164,63 +196,11 @@ def _items(source: Iterable[object], columns: Columns) -> Iterator[Entry]:
             if missing := [name for name in (image, key, *(wanted or ())) if name not in row]:
                 raise ValueError(f"item {number} has no {missing[0]!r}; it has {', '.join(row)}")
             names = [name for name in row if name not in (image, key)] if wanted is None else wanted
-            yield _row_entry(row[key], row[image], {name: row[name] for name in names}, None, number)
+            yield _row_entry(row[key], row[image], {name: row[name] for name in names}, local_entry, number)
             continue
         size = len(item) if isinstance(given, tuple) else 0
-        if size not in (2, 3):
-            raise TypeError(
-                f"item {number} is {describe(item)}: give (key, image), (key, image, payload) or mappings"
-            )
-        yield _row_entry(item[0], item[1], item[2] if size == 3 else {}, None, number)
-
-
-def _members(files: Sequence[Path], policy: ImagePolicy) -> Iterator[Entry]:
-    for file in files:
-        with tarfile.open(file, "r|*") as opened:
-            sample: list[tuple[tarfile.TarInfo, bytes | None]] = []
-            while (member := opened.next()) is not None:
-                cast("Any", opened).members.clear()  # it would remember every one
-                if not member.isfile():
-                    continue
-                if sample and _stem(sample[0][0].name) != _stem(member.name):
-                    yield from _sample(file, sample)
-                    sample = []
-                stream = opened.extractfile(member) if member.size <= policy.max_bytes else None
-                sample.append((member, stream.read() if stream else None))
-            yield from _sample(file, sample)
-
-
-def _stem(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0]))
-
-
-def _sample(file: Path, members: list[tuple[tarfile.TarInfo, bytes | None]]) -> Iterator[Entry]:
-    """Yield the images among the files of one sample, each with the payload of the others."""
-    payload: dict[str, object] = {}
-    problem = None
-    for member, content in members:
-        suffix = PurePosixPath(member.name).suffix.lower()
-        try:
-            if suffix == ".json" and content is not None:
-                given = json.loads(content)
-                payload |= given if isinstance(given, dict) else {"json": given}
-            elif suffix in (".txt", ".cls") and content is not None:
-                text = content.decode().strip()
-                payload[suffix[1:]] = int(text) if suffix == ".cls" else text
-        except ValueError as error:
-            problem = f"{member.name}: {error}"
-    for member, content in members:
-        if not is_image_name(member.name):
-            continue
-        key = normal_key(f"{file.name}/{member.name}")
-        if content is None:
-            problem = f"{member.size:,} bytes are more than the policy's max_bytes"
-        if problem:
-            yield Entry(key, problem=problem, retryable=False, name=key)
-            continue
-        entry = _row_entry(key, content, {"path": key, "size": member.size} | payload, None, 0)
-        state = file_state(member.size, int(member.mtime * 1_000_000_000))
-        yield Entry(
-            entry.key, entry.image, state, entry.payload, problem=entry.problem, retryable=False, name=key
-        )
+        payload: object = item[2] if size == 3 else dict[str, object]()
+        if size not in (2, 3) or not isinstance(payload, Mapping):
+            what = describe(item) if size != 3 else f"a triple that ends in {describe(payload)}"
+            raise TypeError(f"item {number} is {what}: give (key, image), (key, image, payload) or mappings")
+        yield _row_entry(item[0], item[1], cast("Mapping[str, object]", payload), local_entry, number)

@@ -13,6 +13,7 @@ from clip_embed.errors import ImageError
 from clip_embed_qdrant._entries import EtagKind, Source, etag, in_groups, point_id
 from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._report import Failures, IngestFailure
+from clip_embed_qdrant._seen import contains, short_id
 from clip_embed_qdrant._sink import ETAG, KEY, Found, Sink
 
 MISSING = "it is not in the store"
@@ -59,7 +60,7 @@ def verify(sink: Sink, source: Source, *, prefix: str, kind: EtagKind, policy: I
     known = array("Q")
     for group in in_groups(source.entries()):
         ids = [point_id(prefix + entry.key) for entry in group]
-        known.extend(map(_short, ids))
+        known.extend(map(short_id, ids))
         stored = sink.etags(ids)
         for entry, id_ in zip(group, ids, strict=True):
             tag, problem = None, entry.problem
@@ -90,7 +91,7 @@ def prune(sink: Sink, source: Source, *, prefix: str) -> int:
     for entry in source.entries():
         if entry.problem is not None and entry.key.endswith("/"):
             raise StoreError(f"{entry.source}: {entry.problem}; nothing was pruned")
-        known.append(_short(point_id(prefix + entry.key)))
+        known.append(short_id(point_id(prefix + entry.key)))
     if not known:
         raise StoreError(f"{source.name} lists no images; nothing was pruned. Is it mounted?")
     removed = 0
@@ -118,13 +119,7 @@ def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]
         ]
         if not ours:
             continue
-        ids = np.array([_short(point.id) for point in ours], np.uint64)
-        places = np.searchsorted(sorted_ids, ids)
-        inside = places < len(sorted_ids)
-        inside[inside] = sorted_ids[places[inside]] == ids[inside]
+        ids = np.array([short_id(point.id) for point in ours], np.uint64)
+        inside = contains(sorted_ids, ids)
         if not inside.all():
             yield [point for point, is_known in zip(ours, inside.tolist(), strict=True) if not is_known]
-
-
-def _short(id_: str) -> int:
-    return int(id_[:8] + id_[9:13] + id_[14:18], 16)

@@ -19,7 +19,8 @@ from torch import nn
 from clip_embed import ClipEmbedder, ModelError
 from clip_embed._models import int8 as _int8
 from clip_embed._models import precision as _precision
-from clip_embed._models.int8 import RowInt8Linear, photo_like, use_int8
+from clip_embed._models.fidelity import photo_like
+from clip_embed._models.int8 import RowInt8Linear, use_int8
 from clip_embed._models.low_precision import fold_quick_gelu
 from clip_embed._models.model_folder import ModelFolder
 from clip_embed._models.precision import PRECISIONS, Capabilities, capabilities, resolve

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_wire import serve
 
 from clip_embed import ClipEmbedder, SpaceMismatch
@@ -73,15 +73,22 @@ def test_what_cannot_be_adopted(
 
 
 def test_contradictions(embedder: ClipEmbedder, tmp_path: Path) -> None:
-    """A folder with a collection, a server without one, neither or both: told at once."""
+    """A folder with a collection, a server without one, neither or both, a client of another kind."""
     client = QdrantClient(":memory:")
-    for arguments in (
-        {},
-        {"location": tmp_path, "client": client},
-        {"location": tmp_path, "collection": "c"},
-        {"location": "http://localhost"},
-        {"client": client},
+    for arguments, message in (
+        ({}, "give either"),
+        ({"location": tmp_path, "client": client}, "give either"),
+        ({"location": tmp_path, "collection": "c"}, "needs a collection"),
+        ({"location": "http://localhost"}, "needs a collection"),
+        ({"client": client}, "needs a collection"),
+        (
+            {"location": "localhost:6333", "collection": "c"},
+            "is localhost:6333 a server, http://localhost:6333",
+        ),
+        ({"location": ":memory:"}, r'QdrantClient\(":memory:"\)'),
+        ({"location": "s3://bucket/photos.clip"}, "is no folder"),
+        ({"client": AsyncQdrantClient(":memory:"), "collection": "c"}, "not AsyncQdrantClient"),
     ):
-        with pytest.raises(TypeError, match=r"give either|needs a collection"):
+        with pytest.raises(TypeError, match=message):
             ImageStore(**arguments, embedder=embedder)  # type: ignore[arg-type]
     client.close()

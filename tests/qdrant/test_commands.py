@@ -82,6 +82,8 @@ def test_failures_and_exit_codes(pictures: Path, tmp_path: Path) -> None:
     assert run("ingest", pictures, "--to", store, "--shard", "1").exit_code == 2
     assert run("ingest", pictures, "--to", store, "--index", "size").exit_code == 2
     assert run("ingest", pictures, "--to", "http://127.0.0.1:1").exit_code == 2
+    other = run("ingest", pictures, "--to", "s3://bucket/s.clip")
+    assert (other.exit_code, "s3://bucket/s.clip is no folder" in other.stderr) == (2, True)
     missing = run("ingest", pictures / "nobody", "--to", store)
     assert (missing.exit_code, missing.stderr) == (1, f"Error: there is no {pictures / 'nobody'}\n")
 

@@ -1,4 +1,4 @@
-"""A store in a folder: lock, neighbours, forks, crashes; and the traps of Edge, to notice when it changes."""
+"""A store in a folder: lock, neighbours, forks, crashes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import qdrant_edge as edge
 from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
-from clip_embed_qdrant import ImageStore, StoreError, StoreLocked
+from clip_embed_qdrant import ImageStore, IngestStopped, StoreError, StoreLocked
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
-POINT = "00000000-0000-0000-0000-000000000001"
 
 # What runs in another process: argv is the store, the pictures, what to do.
 SCRIPT = """
@@ -160,6 +159,23 @@ print(store.ingest(sys.argv[2], progress=lambda report: print(report.written, fl
         assert store.verify(folder)
 
 
+def test_a_disk_that_is_nearly_full(
+    tmp_path: Path, pictures: Path, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edge would be killed by a signal where it cannot write: it is stopped before, searches go on."""
+    with ImageStore(tmp_path / "s.clip", embedder=embedder) as store:
+        store.ingest(pictures)
+        (pictures / "red.png").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000_000))
+            with pytest.raises(IngestStopped, match="100 MB are free on its disk"):
+                store.ingest(pictures)
+            with pytest.raises(StoreError, match="100 MB are free"):
+                store.optimize()
+            assert store.search(text="red", k=1)[0].key == "red.png"
+        assert store.ingest(pictures).written == 1
+
+
 def test_optimize_builds_the_index(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
     """It runs in a process of its own, and the store goes on as before."""
     with ImageStore(tmp_path / "s.clip", embedder=embedder) as store:
@@ -227,69 +243,8 @@ def test_a_crash_while_it_was_made(left: str, tmp_path: Path, pictures: Path, em
         assert store.ingest(pictures).written == 8
 
 
-# The traps of Edge 0.9. Where one of these fails, Edge has changed: look at what was built around it.
-
-
-@pytest.fixture
-def shard(tmp_path: Path) -> Iterator[edge.EdgeShard]:
-    """An empty shard with vectors of 4 dimensions."""
-    params = edge.EdgeVectorParams(size=4, distance=edge.Distance.Cosine)
-    opened = edge.EdgeShard.create(str(tmp_path / "shard"), edge.EdgeConfig(vectors={"image": params}))
-    yield opened
-    opened.close()
-
-
-def upsert(shard: edge.EdgeShard, *points: edge.Point) -> None:
-    """Write points."""
-    shard.update(edge.UpdateOperation.upsert_points(list(points)))
-
-
-def test_trap_a_bool_is_matched_as_numpys_alone(shard: edge.EdgeShard) -> None:
-    """MatchValue(True) matches nothing."""
-    upsert(shard, edge.Point(POINT, {"image": [1.0, 0, 0, 0]}, {"flag": True}))
-
-    def matched(value: object) -> int:
-        condition = edge.FieldCondition("flag", match=edge.MatchValue(value))  # type: ignore[arg-type]
-        return shard.count(edge.CountRequest(filter=edge.Filter(must=[condition])))
-
-    assert (matched(True), matched(np.bool_(True)), matched(np.bool_(False))) == (0, 1, 0)
-
-
-def test_trap_nan_and_zero_are_taken(shard: edge.EdgeShard) -> None:
-    """Vectors without a direction are stored without a word, so they are refused before."""
-    upsert(shard, edge.Point(POINT, {"image": [float("nan")] * 4}, {}))
-    upsert(shard, edge.Point(2, {"image": [0.0] * 4}, {}), edge.Point(3, {}, {}))
-    assert shard.count(edge.CountRequest()) == 3
-
-
-def test_trap_a_failed_batch_is_not_atomic(shard: edge.EdgeShard) -> None:
-    """A batch with one bad vector raises, and the log has it all the same."""
-    with pytest.raises(Exception, match="expected dim: 4, got 2"):
-        upsert(shard, edge.Point(1, {"image": [1.0] * 4}, {}), edge.Point(2, {"image": [1.0] * 2}, {}))
-
-
-def test_trap_only_the_log_locks(tmp_path: Path) -> None:
-    """Without the log a shard can be opened twice; with it, the second is told so by "WouldBlock"."""
-    params = edge.EdgeVectorParams(size=4, distance=edge.Distance.Cosine)
-    for logged in (True, False):
-        path = str(tmp_path / str(logged))
-        first = edge.EdgeShard.create(path, edge.EdgeConfig(vectors={"image": params}, wal_enabled=logged))
-        if logged:
-            with pytest.raises(Exception, match="WouldBlock"):
-                edge.EdgeShard.load(path)
-        else:
-            edge.EdgeShard.load(path).close()
-        first.close()
-
-
-def test_trap_numbers_beyond_64_bits_are_taken(shard: edge.EdgeShard) -> None:
-    """They lose digits without a word, so they are refused before."""
-    upsert(shard, edge.Point(POINT, {"image": [1.0] * 4}, {"number": 2**70 + 1}))
-    assert shard.retrieve([POINT], True, False)[0].payload != {"number": 2**70 + 1}
-
-
 @posix
-def test_trap_a_forked_child_keeps_the_lock(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
+def test_a_forked_child_keeps_the_lock(tmp_path: Path, pictures: Path, embedder: ClipEmbedder) -> None:
     """Closed in the parent, a store stays locked while a child that was forked meanwhile lives."""
     with ImageStore(tmp_path / "s.clip", embedder=embedder) as store:
         store.ingest(pictures)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from qdrant_wire import Fault, Wire, serve
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, SpaceMismatch
 from clip_embed.testing import FakeModel
 from clip_embed_qdrant import ImageStore, IngestStopped, StoreError
 
@@ -216,6 +216,36 @@ def test_a_source_that_breaks_off(served: tuple[Wire, dict[str, Any]]) -> None:
         with pytest.raises(IngestStopped, match="cannot be read further: input/output error") as stopped:
             store.ingest(some())
         assert stopped.value.report.written == store.status().points > 0
+
+
+def test_an_old_server_is_told_from_a_new_one() -> None:
+    """One that drops a collection's metadata without a word is refused when the collection is made."""
+    with (
+        serve(keeps_metadata=False) as wire,
+        ImageStore(
+            wire.url, collection="photos", grpc_port=wire.grpc_port, embedder=ClipEmbedder(FakeModel())
+        ) as store,
+        pytest.raises(StoreError, match="a later version of Qdrant is needed"),
+    ):
+        store.ingest(images()[:3])
+
+
+def test_two_machines_begin_at_once(served: tuple[Wire, dict[str, Any]]) -> None:
+    """Both found no collection: the slower one takes that of the other, unless it is of another space."""
+    _, arguments = served
+    with (
+        ImageStore(**arguments, embedder=ClipEmbedder(FakeModel())) as first,
+        ImageStore(**arguments, embedder=ClipEmbedder(FakeModel())) as second,
+        ImageStore(**arguments, embedder=ClipEmbedder(FakeModel(24))) as other,
+    ):
+        assert (
+            first.ingest(images()[:20], shard=(0, 2)).written
+            + second.ingest(images()[:20], shard=(1, 2)).written
+            == 20
+        )
+        assert second.status().points == 20
+        with pytest.raises(SpaceMismatch):
+            other.ingest(images()[:1])
 
 
 def test_without_grpc_there_is_http() -> None:

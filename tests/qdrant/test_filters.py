@@ -22,52 +22,46 @@ ROWS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("open_store", ["edge", "memory", "grpc", "real"], indirect=True)
-@pytest.mark.parametrize(
-    ("where", "keys"),
-    [
-        ({}, "abcd"),
-        ({"camera": "X100"}, "a"),
-        ({"camera": ["X100", "X200"]}, "ab"),
-        ({"camera": {"$in": ("X100",)}}, "a"),
-        ({"camera": {"$nin": ["X100"]}}, "bcd"),
-        ({"camera": {"$ne": "X100"}}, "bcd"),
-        ({"camera": None}, "d"),
-        ({"camera": {"$exists": False}}, "d"),
-        ({"tags": {"$exists": True}}, "ab"),
-        ({"good": True}, "ac"),
-        ({"good": False}, "b"),
-        ({"good": np.bool_(True)}, "ac"),
-        ({"stars": 1}, ""),
-        ({"stars": np.int64(5)}, "a"),
-        ({"stars": {"$gte": 3}}, "ab"),
-        ({"stars": {"$gt": -1, "$lt": 5}}, "bc"),
-        ({"ratio": 1.5}, "a"),
-        ({"ratio": {"$lte": 1}}, "bc"),
-        ({"taken": {"$gte": "2024-01-01"}}, "ac"),
-        ({"taken": {"$gte": date(2024, 1, 1), "$lt": "2024-06-01"}}, "a"),
-        ({"tags": "y"}, "ab"),
-        ({"tags": ["x"], "good": True}, "a"),
-        ({"nested.deep": "yes"}, "d"),
-        ({"$or": [{"camera": "X100"}, {"stars": {"$lt": 0}}]}, "ad"),
-        ({"$and": [{"good": True}, {"$not": {"camera": "X100"}}]}, "c"),
-        ({"$not": {"$or": [{"good": True}, {"good": False}]}}, "d"),
-    ],
-    ids=str,
-)
-def test_filters(where: dict[str, Any], keys: str, filled: ImageStore) -> None:
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({}, "abcd"),
+    ({"camera": "X100"}, "a"),
+    ({"camera": ["X100", "X200"]}, "ab"),
+    ({"camera": {"$in": ("X100",)}}, "a"),
+    ({"camera": {"$nin": ["X100"]}}, "bcd"),
+    ({"camera": {"$ne": "X100"}}, "bcd"),
+    ({"camera": None}, "d"),
+    ({"camera": {"$exists": False}}, "d"),
+    ({"tags": {"$exists": True}}, "ab"),
+    ({"good": True}, "ac"),
+    ({"good": False}, "b"),
+    ({"good": np.bool_(True)}, "ac"),
+    ({"stars": 1}, ""),
+    ({"stars": np.int64(5)}, "a"),
+    ({"stars": {"$gte": 3}}, "ab"),
+    ({"stars": {"$gt": -1, "$lt": 5}}, "bc"),
+    ({"ratio": 1.5}, "a"),
+    ({"ratio": {"$lte": 1}}, "bc"),
+    ({"taken": {"$gte": "2024-01-01"}}, "ac"),
+    ({"taken": {"$gte": date(2024, 1, 1), "$lt": "2024-06-01"}}, "a"),
+    ({"tags": "y"}, "ab"),
+    ({"tags": ["x"], "good": True}, "a"),
+    ({"nested.deep": "yes"}, "d"),
+    ({"$or": [{"camera": "X100"}, {"stars": {"$lt": 0}}]}, "ad"),
+    ({"$and": [{"good": True}, {"$not": {"camera": "X100"}}]}, "c"),
+    ({"$not": {"$or": [{"good": True}, {"good": False}]}}, "d"),
+]
+
+
+def test_filters(open_store: Callable[..., ImageStore], embedder: ClipEmbedder) -> None:
     """Each form, a bool among them, picks the rows it says."""
-    assert {hit.key for hit in filled.search(text="red", where=where)} == set(keys)
-
-
-@pytest.fixture
-def filled(open_store: Callable[..., ImageStore], embedder: ClipEmbedder) -> ImageStore:
-    """The rows in each kind of store."""
     store = open_store(embedder)
     rng = np.random.default_rng(0)
-    images = [(key, rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), row) for key, row in ROWS.items()]
-    store.ingest(images)
-    return store
+    store.ingest([(key, rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), row) for key, row in ROWS.items()])
+    found = [
+        (where, "".join(sorted(hit.key for hit in store.search(text="red", where=where))))
+        for where, _ in CASES
+    ]
+    assert found == CASES
 
 
 @pytest.mark.parametrize(

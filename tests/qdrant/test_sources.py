@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,7 @@ from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
-from clip_embed_qdrant import ImageStore, StoreError
+from clip_embed_qdrant import ImageStore, IngestStopped, StoreError
 
 
 @pytest.fixture
@@ -165,6 +167,93 @@ def test_duckdb_and_csv(store: ImageStore, pictures: Path) -> None:
         assert store.ingest(relation, prefix="db/").written == 4
 
 
+def test_a_key_in_a_csv_is_a_text(store: ImageStore, pictures: Path) -> None:
+    """007 and 07 are two images; a column whose type changes stops it, unless it is not taken along."""
+    lines = ["id,file,n", "007,red.png,1", "07,blue.png,2", *(f"{n},gone.png,3" for n in range(70_000))]
+    (pictures / "list.csv").write_text("\n".join([*lines, "last,below/green.png,many"]))
+    shard = {"shard": (zlib.crc32(b"last") % 5_000, 5_000)}  # the others are not there, which takes time
+    with pytest.raises(IngestStopped, match="name the columns to take along by payload="):
+        store.ingest(pictures / "list.csv", key="id", image="file", **shard)
+    assert store.ingest(pictures / "list.csv", key="id", image="file", payload=[], **shard).written
+    (pictures / "list.csv").write_text("\n".join(lines[:3]))
+    assert store.ingest(pictures / "list.csv", key="id", image="file").written == 2
+    assert payloads(store) == {"007": {"n": 1}, "07": {"n": 2}, "last": {}}
+
+
+def test_a_key_that_comes_twice(store: ImageStore, pictures: Path) -> None:
+    """The first image has it, now and in the next run; the others are failures, however far apart."""
+    many = [(f"{number}", np.full((4, 4, 3), number % 256, np.uint8)) for number in range(700)]
+    items = [
+        ("red", pictures / "red.png"),
+        *many,
+        ("red", pictures / "blue.png"),
+        ("5", pictures / "red.png"),
+    ]
+    for written in (701, 0):
+        report = store.ingest(items)
+        assert (report.written, report.skipped) == (written, 701 - written)
+        assert [failure.key for failure in report.failed] == ["red", "5"]
+    assert "another image of this source has the key 'red' too" in next(iter(report.failed)).reason
+    assert store.search(text="red", k=1)[0].key == "red"
+
+
+def test_several_tables(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """A pattern of Parquet files, a range in braces; what is missing is told."""
+    for number, colour in enumerate(("red", "green", "blue")):
+        (tmp_path / "t" / str(number)).mkdir(parents=True)
+        pq.write_table(
+            pa.table({"path": [colour], "image": [png(colour)]}), tmp_path / f"t/part-{number:02}.parquet"
+        )
+        (tmp_path / "t" / str(number) / "x.png").write_bytes(png(colour))
+        (tmp_path / "t" / str(number) / "l.csv").write_text(f"path,image\nc{number},x.png\n")
+    assert store.ingest(f"{tmp_path}/t/*.parquet").written == 3
+    assert store.ingest(f"{tmp_path}/t/part-{{00..01}}.parquet").skipped == 2
+    assert store.ingest(f"{tmp_path}/t/**/*.csv").written == 3
+    assert store.search(text="green", k=1)[0].key in ("green", "c1")
+    for missing, message in (
+        ("part-{02..03}.parquet", r"no .*part-03\.parquet"),
+        ("x-*.tar", "nothing matches"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            store.ingest(f"{tmp_path}/t/{missing}")
+
+
+def test_tables_behind_a_url(store: ImageStore, tmp_path: Path) -> None:
+    """Parquet, CSV with paths beside it, tar files and a single image in a file system of fsspec."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    pq.write_table(pa.table({"path": ["a"], "image": [png("red")]}), tmp_path / "p.parquet")
+    memory.put(str(tmp_path / "p.parquet"), "/tables/p.parquet")
+    memory.pipe_file("/tables/l.csv", b"path,image\nb,in/green.png\ngone,in/gone.png\n")
+    memory.pipe_file("/tables/in/green.png", png("green"))
+    with tarfile.open(fileobj=(stream := io.BytesIO()), mode="w") as tar:
+        member = tarfile.TarInfo("c.png")
+        member.size = len(png("blue"))
+        tar.addfile(member, io.BytesIO(png("blue")))
+    memory.pipe_file("/tables/t-0.tar", stream.getvalue())
+    try:
+        assert store.ingest("memory://tables/*.parquet").written == 1
+        report = store.ingest("memory://tables/l.csv")
+        assert (report.written, [str(failure) for failure in report.failed]) == (
+            1,
+            ["memory:///tables/in/gone.png: no such file"],
+        )
+        assert store.ingest("memory://tables/t-{0..0}.tar").written == 1
+        assert store.ingest("memory://tables/in/green.png").written == 1
+        assert payloads(store).keys() == {"a", "b", "t-0.tar/c.png", "green.png"}
+        assert store.ingest("memory://tables/l.csv").skipped == 1
+        with pytest.raises(FileNotFoundError, match="there is no memory://tables/nobody"):
+            store.ingest("memory://tables/nobody")
+    finally:
+        memory.rm("/tables", recursive=True)
+
+
+def test_a_place_without_images_is_warned_of(store: ImageStore, tmp_path: Path) -> None:
+    """A pattern with a slip, a folder of other things: no error, but a word."""
+    for place in (tmp_path, f"{tmp_path}/*.jgp"):
+        with pytest.warns(UserWarning, match=rf"{re.escape(str(place))} lists no images"):
+            store.ingest(place)
+
+
 def test_tar_files(store: ImageStore, tmp_path: Path) -> None:
     """Samples of webdataset: JSON, text and class beside an image are its payload; a broken one is told."""
     with tarfile.open(tmp_path / "train-0.tar.gz", "w:gz") as tar:
@@ -203,8 +292,13 @@ def test_iterables(store: ImageStore, pictures: Path) -> None:
     used = store.ingest(iter([("gone", pictures / "gone.png")]))
     with pytest.raises(ValueError, match="used up"):
         store.retry(used)
-    with pytest.raises(TypeError, match="item 0 is"):
-        store.ingest(["red.png"])
+    for wrong in ("red.png", ("a", pixels, "no payload"), ["a", pixels]):
+        with pytest.raises(TypeError, match=r"item 0 is .*: give "):
+            store.ingest([wrong])
+    assert [failure.reason for failure in store.ingest([("", pixels), (None, pixels)]).failed] == [
+        "the key is empty",
+        "the key is NULL",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""How far the vectors of a faster way are from those of float32, and the images that this is tried on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_embed._types import Float32, UInt8
+from clip_embed._vectors import unit_rows
+
+_CHECK_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a way of computing must hold to be used."""
+
+    cosine: float
+    centred: float
+    company: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How far vectors are from those of float32, over one set of images or texts."""
+
+    cosine: float
+    """The smallest cosine."""
+    centred: float
+    """The smallest cosine after the mean of the float32 vectors is taken away from both."""
+    company: float
+    """The largest change of a component between an image alone and in a batch."""
+
+    def within(self, bounds: Bounds) -> bool:
+        """Whether all three bounds are held; a NaN holds none."""
+        return (
+            self.cosine >= bounds.cosine and self.centred >= bounds.centred and self.company <= bounds.company
+        )
+
+    def against(self, bounds: Bounds) -> str:
+        """Return the figures beside their bounds, for a message."""
+        return (
+            f"smallest cosine {self.cosine:.4f} (at least {bounds.cosine}), after subtracting the mean "
+            f"{self.centred:.4f} (at least {bounds.centred}), change with the batch {self.company:.1e} "
+            f"(at most {bounds.company})"
+        )
+
+
+def compare(expected: Float32, found: Float32, first: Float32) -> Fidelity:
+    """Hold rows (n, d), of any length, against those of float32; `first` (1, d) is row 0 computed alone."""
+    right, rows, alone = (unit_rows(np.asarray(each, np.float32)) for each in (expected, found, first))
+    mean = right.mean(axis=0)
+    return Fidelity(
+        cosine=_smallest_cosine(right, rows),
+        centred=_smallest_cosine(right - mean, rows - mean),
+        company=float(np.abs(rows[:1] - alone).max()),
+    )
+
+
+def _smallest_cosine(left: Float32, right: Float32) -> float:
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+
+
+def photo_like(size: tuple[int, int], count: int = _CHECK_IMAGES) -> UInt8:
+    """Return the fixed images of the check: uint8 (count, *size, 3), light, shapes, texture and grain."""
+    rng = np.random.default_rng(20)
+    y, x = (np.linspace(0, 1, edge, dtype=np.float32) for edge in size)
+    y, x = y[:, None, None], x[None, :, None]
+    images: list[UInt8] = []
+    for _ in range(count):
+        tilt, waves, base = rng.uniform(-90, 90, (2, 3)), rng.uniform(2, 40, (2, 3)), rng.uniform(60, 200, 3)
+        image = base + tilt[0] * x + tilt[1] * y
+        image = image + rng.uniform(5, 40) * np.sin(waves[0] * 6.28 * x) * np.cos(waves[1] * 6.28 * y)
+        for _ in range(8):
+            (cx, cy), (w, h) = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.3, 2)
+            colour = rng.uniform(0, 255, 3)
+            image = np.where(((x - cx) / w) ** 2 + ((y - cy) / h) ** 2 < 1, colour, image)
+        image = image + rng.normal(0, rng.uniform(1, 12), image.shape)
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return np.stack(images)
