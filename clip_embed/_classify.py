@@ -124,8 +124,9 @@ def read_labels(labels: Labels, other: str | None, *, multi: bool) -> dict[str, 
 
 def _read_words(label: object, words: object) -> tuple[str, ...]:
     """Return the words of one label. Raises TypeError for what is no text, ValueError for empty ones."""
-    alone = isinstance(words, str) or not isinstance(words, Iterable)
-    found = (words,) if alone else tuple(cast("Iterable[object]", words))
+    found: tuple[object, ...] = (words,)
+    if isinstance(words, Iterable) and not isinstance(words, str):
+        found = tuple(cast("Iterable[object]", words))
     for text in (label, *found):
         if not isinstance(text, str):
             raise TypeError(f"labels must be texts, not {text!r}")
