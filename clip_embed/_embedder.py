@@ -205,8 +205,8 @@ class ClipEmbedder:
         """
         self._towers.check_process()
         towers = self._through_cache()
-        # One thread more, to hand to the GPU's own decoder, or to decode, what no process is free for.
-        workers = self._threads + (1 if towers.processes else 0)
+        # One thread more hands to the GPU's own decoder what no process is free for.
+        workers = self._threads + (1 if towers.processes and towers.open_gpu_jpeg() else 0)
         return ImageStream(
             _iterate(images),
             prepare=towers.prepare_all,
