@@ -227,6 +227,7 @@ class ClipEmbedder:
         without the cache, then once more in each half, decoding alone and the forward pass alone.
         """
         self.load()
+        towers = self._through_cache()
         return Profiler(
             model=self.model,
             policy=self._policy,
@@ -236,7 +237,8 @@ class ClipEmbedder:
             workers=self._threads,
             pad=self._with_torch,
             with_torch=self._with_torch,
-            processes=self._through_cache().processes,
+            processes=towers.processes,
+            gpu_jpeg=towers.open_gpu_jpeg() if towers.processes else None,
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
