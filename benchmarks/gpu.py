@@ -22,7 +22,9 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import statistics
+import sys
 import threading
 import time
 import warnings
@@ -371,6 +373,7 @@ def main(
     cache.mkdir(parents=True, exist_ok=True)
     run = Run(cache, device, tiny, time.monotonic() + 60 * minutes)
     about = gpu_table.hardware(device)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what there is so far is printed all the same
     try:
         measure(run, sets or tuple(image_sets.SETS))
     finally:

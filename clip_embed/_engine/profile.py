@@ -153,22 +153,12 @@ class Profiler:
 
         here = one_by_one(prepare)
 
-        def on_gpu(sources: Sequence[object]) -> list[Prepared | ImageError]:
-            with watch.stage("read"):
-                files = [_file(source, policy) for source in sources]
-            with watch.stage("decode"):
-                decoded = self.gpu_jpeg.decode(files) if self.gpu_jpeg else []
-            return [
-                here([source])[0] if pixels is None else Prepared(b"", pixels)
-                for source, pixels in zip(sources, decoded, strict=True)
-            ]
-
         def prepare_all(sources: Sequence[object]) -> list[Prepared | ImageError]:
             chunk = None
             if self.processes is not None and len(sources) > 1:
                 chunk = self.processes.decode(sources, lambda _: None)
             if chunk is None:
-                return on_gpu(sources) if self.gpu_jpeg and len(sources) > 1 else here(sources)
+                return self._on_gpu(sources, watch, here) if len(sources) > 1 else here(sources)
             for stage, seconds in zip(STAGES, chunk.seconds, strict=False):  # the first three
                 watch.add(stage, seconds)
             return [
@@ -179,6 +169,21 @@ class Profiler:
             ]
 
         return prepare_all
+
+    def _on_gpu(
+        self, sources: Sequence[object], watch: _Stopwatch, here: Prepare
+    ) -> list[Prepared | ImageError]:
+        """Prepare a chunk that no process is free for, on the GPU where that decodes, else here."""
+        if self.gpu_jpeg is None:
+            return here(sources)
+        with watch.stage("read"):
+            files = [_file(source, self.policy) for source in sources]
+        with watch.stage("decode"):
+            decoded = self.gpu_jpeg.decode(files)
+        return [
+            here([source])[0] if pixels is None else Prepared(b"", pixels)
+            for source, pixels in zip(sources, decoded, strict=True)
+        ]
 
     def _forward(
         self, towers: Towers, watch: _Stopwatch
