@@ -22,6 +22,7 @@ RECIPE = "1"  # in the name of the folder: count it up when a change gives other
 SEED = 20
 WIDER = 4
 WIDER_SIGLIP = 1.2  # transformers draws its weights wider to begin with
+_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES: dict[str, dict[str, Any]] = {
     "ViT-B/32": {},
     "ViT-L/14": {
@@ -36,12 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "dim": 768,
         "wider": 2,
     },
-    "tiny": {
-        "vision": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-        "dim": 48,
-    },
-}  # fmt: skip
+    "tiny": {"vision": _TINY, "text": _TINY, "dim": 48},
+}
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
 

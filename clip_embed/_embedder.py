@@ -205,8 +205,8 @@ class ClipEmbedder:
         """
         self._towers.check_process()
         towers = self._through_cache()
-        # One thread more, to hand to the GPU's own decoder, or to decode, what no process is free for.
-        workers = self._threads + (1 if towers.processes else 0)
+        # One thread more hands to the GPU's own decoder what no process is free for.
+        workers = self._threads + (1 if towers.processes and towers.open_gpu_jpeg() else 0)
         return ImageStream(
             _iterate(images),
             prepare=towers.prepare_all,
@@ -237,6 +237,7 @@ class ClipEmbedder:
         without the cache, then once more in each half, decoding alone and the forward pass alone.
         """
         self.load()
+        towers = self._through_cache()
         return Profiler(
             model=self.model,
             policy=self._policy,
@@ -246,7 +247,8 @@ class ClipEmbedder:
             workers=self._threads,
             pad=self._with_torch,
             with_torch=self._with_torch,
-            processes=self._through_cache().processes,
+            processes=towers.processes,
+            gpu_jpeg=towers.open_gpu_jpeg() if towers.processes else None,
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:

@@ -177,6 +177,21 @@ def test_models_and_doctor_report() -> None:
     assert "torch" in run("doctor").stdout
 
 
+def test_doctor_names_gpus_and_what_did_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which GPUs there are, and with a mark what a model checked and does not use."""
+    from clip_embed._cli import doctor
+    from clip_embed.offline import OfflineModel
+
+    assert doctor._gpus() == []
+    monkeypatch.setattr(OfflineModel, "notes", ["no CUDA graphs on cuda: moved by 1.0e-01"], raising=False)
+    monkeypatch.setenv("CLIP_EMBED_MODEL", "offline")
+    assert "!!  GPU" in run("doctor").stdout
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: f"NVIDIA H{number}")
+    assert doctor._gpus()[0].fact == "NVIDIA H0, NVIDIA H1"
+
+
 def test_doctor_notices_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong CLIP_EMBED_MODEL is marked, with the ways out, and the exit code is 1."""
     monkeypatch.setenv("CLIP_EMBED_MODEL", "/no/such/folder")

@@ -95,7 +95,7 @@ class CachedTowers:
             if isinstance(source, Encoded):
                 source.fetch, source.digest = None, content
             if isinstance(known, ImageError):
-                outcomes.append(known)
+                outcomes.append(ImageError(str(known), retryable=known.retryable))
             elif isinstance(pixels, tuple):
                 error = ImageError(pixels[0], retryable=pixels[1])
                 if self._cache is not None and content:

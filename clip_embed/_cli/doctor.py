@@ -28,6 +28,7 @@ from clip_embed.demo import photos
 from clip_embed.errors import ClipEmbedError, ModelError
 
 _REPORT = 'take precision="exact", and please report this with the versions above'
+_NOT_HELD = "vectors are right, but slower than they could be: please report it with the versions above"
 _MAX_GREY = 0.5  # mean difference; the bounds of tests/core/test_fast_pixels.py are narrower
 
 _REQUIRED = ("torch", "sentence-transformers", "transformers", "pillow", "numpy", "pyarrow")
@@ -89,7 +90,7 @@ def _compute() -> list[Finding]:
     else:
         findings.append(Finding("device", device))
     chosen = resolve("auto", device)
-    return [*findings, Finding("precision", f"{chosen.name}: {chosen.reason}")]
+    return [*findings, *_gpus(), Finding("precision", f"{chosen.name}: {chosen.reason}")]
 
 
 def _formats() -> Finding:
@@ -119,17 +120,31 @@ def _pixels() -> Finding:
     )
 
 
-def _vectors(model: str) -> Finding:
-    """Embed eight photos and texts as by default and exactly."""
+def _gpus() -> list[Finding]:
+    """Say which GPUs there are, and whether they decode JPEG."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    nvjpeg = "by torchvision, checked on first use" if find_spec("torchvision") else "no torchvision"
+    advice = "" if find_spec("torchvision") else "pip install torchvision if decoding is what takes the time"
+    return [Finding("GPUs", ", ".join(names)), Finding("nvJPEG", nvjpeg, advice=advice)]
+
+
+def _vectors(model: str) -> list[Finding]:
+    """Embed eight photos and texts as by default and exactly, and repeat what the model did not trust."""
     usual, exact = (ClipEmbedder(model, precision=precision, cache=None) for precision in ("auto", "exact"))
     cosine = float((usual.stamp().probe * exact.stamp().probe).sum(axis=1).min())
-    return Finding(
+    fidelity = Finding(
         "fidelity",
         f"{model} in {usual.precision} on {usual.device}: cosine {cosine:.4f} to exact, at the least of "
         "8 photos and 8 texts",
         cosine >= MIN_COSINE,
         "" if cosine >= MIN_COSINE else _REPORT,
     )
+    notes: list[str] = getattr(usual.model, "notes", [])
+    return [fidelity, *(Finding("GPU", note, ok=False, advice=_NOT_HELD) for note in notes)]
 
 
 def _model() -> list[Finding]:
@@ -146,7 +161,7 @@ def _model() -> list[Finding]:
         return [Finding("model", f"{model} ({where}), not in the local cache", advice=advice)]
     found = Finding("model", f"{model} ({where})")
     try:
-        return [found, _vectors(model)]
+        return [found, *_vectors(model)]
     except (ModelError, ValueError) as error:
         return [found, Finding("fidelity", "the model cannot be used", ok=False, advice=str(error))]
 

@@ -19,6 +19,7 @@ import json
 import logging
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -70,9 +71,9 @@ class _Channel:
 class _State:
     """What has to be closed, apart from its owner: a finalizer may not hold that."""
 
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    controls: list[Connection] = field(default_factory=list)
-    channels: list[_Channel] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list["subprocess.Popen[bytes]"])
+    controls: list[Connection] = field(default_factory=list[Connection])
+    channels: list[_Channel] = field(default_factory=list[_Channel])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class DecodeProcesses:
         shape = (self._task.chunk, *self._task.shape)
         control, their_control = pair()
         memories = [os.memfd_create("clip-embed") for _ in range(_THREADS)]
-        theirs = []
+        theirs: list[socket.socket] = []
         with contextlib.ExitStack() as stack:
             stack.callback(their_control.close)
             channels: list[_Channel] = []

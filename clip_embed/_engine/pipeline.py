@@ -1,17 +1,16 @@
 """The pipe from images to vectors: reading, decoding, the forward pass and the caller overlap.
 
-The thread that iterates reads the input and decides what happens next. Threads of a pool read
-files, decode and run the model; the model also works while the caller deals with a batch. They
-share no state: each gets its work as a future, whose result comes back through one queue.
+The thread that iterates reads the input and decides what happens next. Threads of a pool read files, decode
+and run the model, also while the caller deals with a batch. They share no state: each gets its work as a
+future, whose result comes back through one queue.
 
-A model that may be called by several threads at once runs in the pool, one core for each batch:
-one pool with a thread for each core does all the work, so no core is idle and none is fought over.
-(Threads of torch that wait for each other spin: with other work on the cores that took 4 times
-the CPU time.) Any other model has a thread to itself beside the pool, one on GPUs a thread for each lane.
+A model that may be called by several threads at once runs in the pool, one core for each batch: no core is
+idle and none is fought over. (Threads of torch that wait for each other spin: with other work on the cores
+that took 4 times the CPU time.) Any other has a thread to itself, one on GPUs a thread for each lane.
 
-Batches form in the order in which images become ready, and the input's order is restored on the
-vectors, which are small: one slow image does not hold the others up. What is under way is bounded
-in number and in bytes, so memory does not grow with the input.
+Batches form in the order in which images become ready, and the input's order is restored on the vectors,
+which are small: one slow image does not hold the others up. What is under way is bounded in number and
+bytes, so memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def one_by_one(prepare: Callable[[object], Prepared]) -> Prepare:
     def outcome(source: object) -> Prepared | ImageError:
         try:
             return prepare(source)
-        except ImageError as error:
-            # A fresh error: the traceback of this one keeps the encoded image alive.
+        except ImageError as error:  # a fresh one: the traceback of this keeps the encoded image alive
             return ImageError(str(error), retryable=error.retryable)
 
     return lambda sources: [outcome(source) for source in sources]

@@ -17,6 +17,7 @@ from clip_embed._engine.decode_processes import CHUNK, DecodeProcesses
 from clip_embed._engine.pipeline import ImageStream, Prepare, Prepared, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import STAGES, Profile
+from clip_embed._images.gpu_jpeg import GpuJpeg
 from clip_embed._images.pixels import decode_for, fit
 from clip_embed._images.source import read_encoded
 from clip_embed._types import Float32, ImagePolicy, Model, UInt8
@@ -86,6 +87,7 @@ class Profiler:
     pad: bool
     with_torch: bool
     processes: DecodeProcesses | None = None
+    gpu_jpeg: GpuJpeg | None = None
 
     def run(self, images: Iterable[object]) -> Profile:
         """Embed the images three times over: whole, without the forward pass, and without decoding.
@@ -128,6 +130,7 @@ class Profiler:
             batch_size=self.batch_size,
             workers=self.workers,
             processes=self.processes.count if self.processes else 0,
+            gpu_jpeg=self.gpu_jpeg is not None,
             notes=tuple(getattr(self.model, "notes", ())),
         )
 
@@ -155,7 +158,7 @@ class Profiler:
             if self.processes is not None and len(sources) > 1:
                 chunk = self.processes.decode(sources, lambda _: None)
             if chunk is None:
-                return here(sources)
+                return self._on_gpu(sources, watch, here) if len(sources) > 1 else here(sources)
             for stage, seconds in zip(STAGES, chunk.seconds, strict=False):  # the first three
                 watch.add(stage, seconds)
             return [
@@ -166,6 +169,21 @@ class Profiler:
             ]
 
         return prepare_all
+
+    def _on_gpu(
+        self, sources: Sequence[object], watch: _Stopwatch, here: Prepare
+    ) -> list[Prepared | ImageError]:
+        """Prepare a chunk that no process is free for, on the GPU where that decodes, else here."""
+        if self.gpu_jpeg is None:
+            return here(sources)
+        with watch.stage("read"):
+            files = [_file(source, self.policy) for source in sources]
+        with watch.stage("decode"):
+            decoded = self.gpu_jpeg.decode(files)
+        return [
+            here([source])[0] if pixels is None else Prepared(b"", pixels)
+            for source, pixels in zip(sources, decoded, strict=True)
+        ]
 
     def _forward(
         self, towers: Towers, watch: _Stopwatch
@@ -199,10 +217,18 @@ class Profiler:
             own_threads=bool(towers.lanes),
             dim=self.model.dim,
             batch_size=self.batch_size,
-            workers=self.workers,
+            workers=self.workers + (1 if self.gpu_jpeg else 0),
         ) as stream:
             failed = sum(len(batch.failures) for batch in stream)
         return time.perf_counter() - start, failed
+
+
+def _file(source: object, policy: ImagePolicy) -> bytes:
+    """Return an encoded file; nothing where there is none, and why shows elsewhere."""
+    try:
+        return read_encoded(source, policy) or b""
+    except ImageError:
+        return b""
 
 
 def _decoded(pixels: object) -> Prepared:

@@ -39,6 +39,8 @@ class Profile:
     """Threads that read and decode."""
     processes: int = 0
     """Processes that those threads are in; 0 where they are in this one."""
+    gpu_jpeg: bool = False
+    """nvJPEG decodes beside them what none of them is free for."""
     notes: tuple[str, ...] = ()
     """What is faster, but did not hold when the model checked it, and is not used."""
 
@@ -99,6 +101,7 @@ class Profile:
     def __str__(self) -> str:
         threads = f"{self.workers} threads for decoding"
         threads += f" in {self.processes} processes" if self.processes else ""
+        threads += ", nvJPEG beside them" if self.gpu_jpeg else ""
         failed = f", {self.failed:,} of them failed" if self.failed else ""
         total, most = sum(self.stages.values()), max(self.stages.values())
         rows = [

@@ -50,7 +50,7 @@ class Placed:
     texts: Any
     """The model whose text tower is used: that on the first device."""
     images: Lanes
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
     """What did not hold and is not used, in sentences."""
     bytes_per_image: int | None = None
     """What a forward pass takes of the memory of a device, where it can be measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -31,13 +32,15 @@ TIMEOUT = 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared memory without a name: Linux")
 
 
-@pytest.fixture(autouse=True)
-def _as_on_a_large_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _as_on_a_large_gpu_machine() -> Iterator[None]:
     """Let a CPU be fed like a GPU, by one process of four threads, from the first image on."""
-    monkeypatch.setattr(decode_processes, "is_gpu", lambda _: True)
-    monkeypatch.setattr(decode_processes, "_FEW_CORES", 4)
-    monkeypatch.setattr(decode_processes, "_START_AFTER", 0)
-    monkeypatch.setattr(pipeline, "_SINGLY", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_processes, "is_gpu", lambda _: True)
+        patch.setattr(decode_processes, "_FEW_CORES", 4)
+        patch.setattr(decode_processes, "_START_AFTER", 0)
+        patch.setattr(pipeline, "_SINGLY", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +59,12 @@ def files(photo: Callable[..., Image.Image], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def expected(clip_folder: Path, files: list[Path]) -> EmbeddedBatch:
     """What threads make of them."""
-    return joined(ClipEmbedder(clip_folder, device="cpu", precision="fp32", cache=None), files)
+    clip = ClipEmbedder(clip_folder, device="cpu", precision="fp32", cache=None, workers=2)
+    assert clip._through_cache().processes is None
+    return joined(clip, files)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clip(clip_folder: Path) -> Iterator[ClipEmbedder]:
     """An embedder whose decode process is ready."""
     yield (clip := ready(clip_folder))
@@ -165,10 +170,10 @@ def test_paths_bytes_and_the_rest(
     assert sum(all(chunk.seconds) for chunk in chunks if chunk) == 11
 
 
-def test_what_is_known_is_not_decoded(
+def test_what_is_known_is_not_decoded_and_nothing_stays(
     clip_folder: Path, files: list[Path], expected: EmbeddedBatch, chunks: list[Chunk | None]
 ) -> None:
-    """Vectors and failures come from the cache the second time, also those of files that only look new."""
+    """Vectors and failures come from the cache the second time; the processes end with their embedder."""
     clip = ready(clip_folder, "memory")
     assert_same(joined(clip, files), expected)
     first = len(chunks)
@@ -179,7 +184,13 @@ def test_what_is_known_is_not_decoded(
     assert len(seconds) == 3
     assert not any(isinstance(pixels, np.ndarray) for chunk in seconds for pixels in chunk.pixels)
     assert [len(each.digest) for each in again].count(32) == COUNT - 1
-    processes(clip).close()
+    pids = ids(clip)
+    chunks.clear()  # what they hold of failures leads to the embedder
+    seconds.clear()
+    del clip
+    gc.collect()  # its process ends with the embedder, and is waited for
+    assert_gone(pids)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_fetch_that_fails(clip: ClipEmbedder, files: list[Path], chunks: list[Chunk | None]) -> None:
@@ -205,15 +216,15 @@ def test_relative_paths_follow_the_folder(
 
 
 def test_a_killed_process_is_done_without(
-    clip: ClipEmbedder,
+    clip_folder: Path,
     files: list[Path],
     expected: EmbeddedBatch,
     chunks: list[Chunk | None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What it was asked for is decoded here, with a warning; nothing is lost and nothing waits."""
-    pids = ids(clip)
-    os.kill(pids[0], signal.SIGKILL)
+    clip = ready(clip_folder)
+    os.kill(ids(clip)[0], signal.SIGKILL)
     assert_same(joined(clip, files), expected)
     assert not any(chunks)
     assert any("a decode process is gone" in record.message for record in caplog.records)
@@ -229,16 +240,6 @@ def test_one_that_cannot_be_started(
     for executable in ("/no/such/python", "/bin/false"):
         monkeypatch.setattr(sys, "executable", executable)
         assert_same(joined(ready(clip_folder), files), expected)
-
-
-def test_an_embedder_that_is_gone_leaves_no_process(clip_folder: Path, files: list[Path]) -> None:
-    """Its processes end with it, and are waited for."""
-    clip = ready(clip_folder)
-    joined(clip, files)
-    pids = ids(clip)
-    del clip
-    assert_gone(pids)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 _PROGRAM = """
@@ -259,7 +260,9 @@ with clip.stream_images(itertools.cycle([sys.argv[2]])) as stream:
 """
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGKILL", *(pytest.param(name, marks=pytest.mark.stress) for name in ("SIGTERM", "SIGINT"))]
+)
 def test_a_program_that_is_ended_leaves_no_process(name: str, clip_folder: Path, files: list[Path]) -> None:
     """In the middle of a stream: killed, ended, or by Ctrl-C, which reaches all of its process group."""
     with subprocess.Popen(  # noqa: S603 - this Python, with code of ours

@@ -150,7 +150,8 @@ def test_a_stream_takes_both(
     """Files of all kinds come back in order, with their failures, each decoded by whom it suits."""
     codec = Codec()
     monkeypatch.setattr(CachedTowers, "open_gpu_jpeg", lambda _: decoder(codec))
-    monkeypatch.setattr(decode_processes.DecodeProcesses, "decode", lambda *_: None)
+    for name in ("decode", "wait"):
+        monkeypatch.setattr(decode_processes.DecodeProcesses, name, lambda *_: None)
     monkeypatch.setattr(decode_processes, "is_gpu", lambda _: True)
     monkeypatch.setattr(decode_processes, "_FEW_CORES", 1)
     monkeypatch.setattr(pipeline, "_SINGLY", 0)
@@ -170,3 +171,8 @@ def test_a_stream_takes_both(
         )
         assert (rows * expected).sum(axis=1).min() >= 0.999
         assert codec.files > 0
+    codec.files = 0
+    profile = clip.profile(images)  # type: ignore[arg-type]
+    assert (profile.failed, profile.gpu_jpeg) == (1, True)
+    assert codec.files > 0
+    assert "4 threads for decoding in 1 processes, nvJPEG beside them" in str(profile)

@@ -118,6 +118,7 @@ def construct() -> list[ClipEmbedder]:
         ClipEmbedder(Computed(), policy=policy, cache=None),
         ClipEmbedder(FakeModel(), policy=ImagePolicy(background=(0, 0, 0)), cache="memory"),
         ClipEmbedder(FakeModel(), cache="photos.cache"),
+        ClipEmbedder("folder", device=["cuda:0", "cuda:1"]),
         ClipEmbedder(FakeModel(), cache=Path("photos.cache")),
         ClipEmbedder(FakeModel(), cache=EmbeddingCache("photos.cache", max_bytes=2**30, memory_bytes=0)),
     ]

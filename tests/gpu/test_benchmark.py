@@ -1,0 +1,31 @@
+"""The benchmark of the GPU runs from end to end, here on a CPU with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.stress
+def test_the_command_prints_its_table(tmp_path: Path) -> None:
+    """Every part gives its row, none fails, wrong pixels are found, and every precision holds."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(BENCHMARK), "--cache", str(tmp_path), "--device", "cpu", "--tiny"]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--out", str(out), "small"], capture_output=True, text=True, check=True, timeout=600
+    )
+    rows = json.loads(out.read_text())["rows"]
+    notes = {(row["part"], row["contender"]): str(row.get("note", "")) for row in rows}
+    assert not [key for key, note in notes.items() if "failed" in note or "FAILS" in note]
+    wrong = {who: note for (_, who), note in notes.items() if who.startswith("wrong")}
+    assert set(wrong.values()) == {"found"}
+    assert {who for part, who in notes if part == "fidelity"} == {"exact", "fp32", "bf16", *wrong}
+    peers = {"sentence-transformers", "transformers"}
+    assert {who for part, who in notes if part.startswith("small")} == {"decode alone", "clip-embed", *peers}
+    assert "out of memory" in done.stdout
