@@ -4,8 +4,8 @@
 
 --write puts figures and pictures into the pages that have a place for them, between lines as <!-- figures -->
 and <!-- end of figures -->: all that hangs on the model but docs/fine-tuning.md, which has a model of its own
-(benchmarks/training.py). It takes a minute, and some more for the last section, which embeds 32,724 captions.
-44 photos are few: a difference of a photo is 2 %.
+(benchmarks/training.py). It takes half a minute, and some minutes more for the last use, which embeds 32,724
+captions. 44 photos are few: a difference of a photo is 2 %.
 """
 
 from __future__ import annotations
