@@ -47,7 +47,7 @@ def resolve_device(device: str) -> str:
     A device that is named is taken as it is; ValueError where torch cannot use it.
     """
     if device_kind(device) == "cpu":
-        return device
+        return device if "," in device else "cpu"  # "cpu:0" is the same
     import torch
 
     available = {

@@ -71,7 +71,7 @@ def resolve(precision: str, device: str, can: Capabilities | None = None) -> Res
         return Resolved(
             precision, "asked for" + ("" if can.bf16 else f", though it is slower than fp32 on this {kind}")
         )
-    if kind != "cpu":
+    if device != "cpu":
         raise ValueError(f"precision 'int8' is for a CPU, not for {device}: take 'auto' or 'bf16'")
     if not can.int8:
         raise ValueError(

@@ -101,6 +101,7 @@ def test_which_precision(asked: str, device: str, can: Capabilities, name: str, 
     [
         ("fp16", "cpu", ALL, r"'fp16' is not offered on a CPU.*take 'auto', 'bf16' or 'fp32'"),
         ("int8", "cuda:0", ALL, r"'int8' is for a CPU, not for cuda:0: take 'auto' or 'bf16'"),
+        ("int8", "cpu,cpu", ALL, r"'int8' is for a CPU, not for cpu,cpu: take 'auto' or 'bf16'"),
         ("int8", "cpu", Capabilities(bf16=True, int8=False), r"needs a CPU with int8 products"),
         ("half", "cpu", ALL, r"must be 'auto', 'exact', 'fp32', 'bf16', 'fp16' or 'int8', not 'half'"),
     ],
