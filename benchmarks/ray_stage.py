@@ -82,7 +82,8 @@ def with_ray(model: str, folder: Path, cpus: int) -> None:
     def run() -> None:
         dataset = ray.data.read_parquet(str(folder / "files.parquet"))
         clip = ClipEmbedder(model, cache=None)
-        embed(dataset, "path", model=clip, concurrency=2, num_cpus=1).write_parquet(str(folder / "ray"))
+        done = embed(dataset, "path", model=clip, concurrency=(2, 2), num_cpus=1)
+        done.write_parquet(str(folder / "ray"), concurrency=1)
 
     start = Cost.of(lambda: ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False))
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -153,7 +154,7 @@ def both(model: str, folder: Path, paths: list[str], cpus: int) -> dict[str, Any
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for the pictures.")
 @click.option("--images", default=20_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--model", default="offline", show_default=True)
-@click.option("--cpus", default=2, show_default=True, help="Cores that Ray is told of.")
+@click.option("--cpus", default=3, show_default=True, help="Cores that Ray is told of: one to write with.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON.")
 @click.option(
     "--keep", type=click.Path(path_type=Path, exists=True), help="Leave the vectors in this folder."

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One node with two cores, in processes of its own."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -93,6 +93,14 @@ def test_long_lists_of_paths_are_shared_out(files: list[str]) -> None:
     """A table of paths is cut into pieces that several actors can take."""
     dataset = ray.data.from_arrow(pa.table({"path": files[:1] * 1000}))
     assert embed(dataset, "path", model=FakeModel(), concurrency=2).materialize().num_blocks() >= 4
+
+
+def test_a_gpu_is_asked_for(files: list[str]) -> None:
+    """An actor with a GPU takes blocks as they are, which Ray's own map_batches refuses."""
+    dataset = ray.data.from_arrow(pa.table({"path": files}))
+    with pytest.raises(ValueError, match="batch_size"):
+        dataset.map_batches(lambda batch: batch, batch_size=None, num_gpus=1)
+    assert "MapBatches" in repr(embed(dataset, "path", model=FakeModel(), num_gpus=1))
 
 
 def test_an_unknown_column_is_named_with_those_there_are(files: list[str]) -> None:

@@ -39,10 +39,10 @@ class Actors:
         """
         if not ray.is_initialized():
             cast("Any", ray).init()
-        cpus, gpus = self._resources()
+        cpus, gpus, threads = self._resources()
         # The stage travels as a class: arguments of an actor are lost with the node that holds them.
-        stage: Dataset = cast("Any", _in_pieces(dataset, column)).map_batches(
-            _stage(embedder, begin, max(1, int(cpus))),
+        stage: Dataset = _map_blocks(_in_pieces(dataset, column))(
+            _stage(embedder, begin, threads),
             batch_format="pyarrow",
             batch_size=None,  # a block as it is: Ray bounds it in bytes
             compute=self._pool(),
@@ -51,19 +51,24 @@ class Actors:
         )
         return stage
 
-    def _resources(self) -> tuple[float, float]:
-        """Return the CPUs and GPUs of one actor."""
+    def _resources(self) -> tuple[float, float, int]:
+        """Return the CPUs and GPUs that one actor asks for, and how many threads it decodes with.
+
+        Beside a GPU it asks for one CPU, whatever it uses: Ray keeps a part of the CPUs for the operators
+        after it, and would leave GPUs idle whose actors want all the others.
+        """
         nodes = [node["Resources"] for node in cast("Any", ray).nodes() if node["Alive"]]
         gpus = self.num_gpus
         if gpus is None:
             gpus = 1 if any(node.get("GPU") for node in nodes) else 0
         if self.num_cpus is not None:
-            return self.num_cpus, gpus
+            return self.num_cpus, gpus, max(1, int(self.num_cpus))
         if gpus:  # its share of the cores of its node, less one for what else Ray does
             shares = [node["CPU"] * gpus / node["GPU"] for node in nodes if node.get("GPU")]
-            return max(1, int(min(shares, default=2)) - 1), gpus
+            return 1, gpus, max(1, int(min(shares, default=2)) - 1)
         cores = max((node.get("CPU", 1) for node in nodes), default=1)
-        return (_CORES if cores >= 2 * _CORES else 1), gpus
+        used = _CORES if cores >= 2 * _CORES else 1
+        return used, gpus, used
 
     def _pool(self) -> ActorPoolStrategy:
         """Begin with one actor: a pool that takes all cores at once leaves none to read with, for good."""
@@ -82,6 +87,20 @@ def require(names: list[str], columns: list[str]) -> None:
     """Raise ValueError where one of the columns is not there."""
     if missing := [name for name in columns if name not in names]:
         raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(names)}")
+
+
+def _map_blocks(dataset: Dataset) -> Callable[..., Dataset]:
+    """Return `map_batches` as Ray's own operators have it: with GPUs the public one wants a number of rows.
+
+    That would gather blocks of large images until they have so many rows, however many bytes those are.
+    """
+    for name in (
+        "map_batches_internal",
+        "_map_batches_without_batch_size_validation",
+    ):  # the second one in Ray 2.50
+        if found := getattr(dataset, name, None):
+            return cast("Callable[..., Dataset]", found)
+    return dataset.map_batches
 
 
 def _in_pieces(dataset: Dataset, column: str) -> Dataset:
