@@ -40,8 +40,8 @@ class SlowModel(FakeModel):
 
 @pytest.fixture
 def node() -> Iterator[None]:
-    """A node of 16 cores and two GPUs, as far as Ray knows."""
-    ray.init("local", num_cpus=16, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    """A node of 8 cores and two GPUs, as far as Ray knows."""
+    ray.init("local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -52,9 +52,8 @@ def test_no_gpu_is_idle(tmp_path: Path) -> None:
     """Each GPU has an actor, though Ray keeps cores for the operator that writes."""
     (tmp_path / "seen").mkdir()
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
-    pq.write_table(pa.table({"path": [str(tmp_path / "red.png")] * 8000}), tmp_path / "files.parquet")
     clip = ClipEmbedder(SlowModel(tmp_path / "seen"), cache=None)
-    files = ray.data.read_parquet(str(tmp_path / "files.parquet"))
+    files = ray.data.from_arrow(pa.table({"path": [str(tmp_path / "red.png")] * 8000}))
     embed(files, "path", model=clip).write_parquet(str(tmp_path / "out"))
     assert {file.name for file in (tmp_path / "seen").iterdir()} == {"0", "1"}
     assert pq.read_table(tmp_path / "out").num_rows == 8000

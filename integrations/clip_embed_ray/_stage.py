@@ -100,7 +100,7 @@ def _map_blocks(dataset: Dataset) -> Callable[..., Dataset]:
     ):  # the second one in Ray 2.50
         if found := getattr(dataset, name, None):
             return cast("Callable[..., Dataset]", found)
-    return dataset.map_batches
+    return cast("Callable[..., Dataset]", cast("Any", dataset).map_batches)
 
 
 def _in_pieces(dataset: Dataset, column: str) -> Dataset:
