@@ -91,7 +91,11 @@ _PLAIN = (
     "a photo of a place",
     "a photo of a person",
     "a photo of an animal",
+    "a photo of a plant",
     "a photo of food",
+    "a photo of a building",
+    "a photo of a vehicle",
+    "a photo of a car",
     "a photo",
 )
 _STARTER = ModerationPolicy(
@@ -109,8 +113,6 @@ _STARTER = ModerationPolicy(
             "fire",
             ("a photo of a burning building", "a photo of a car on fire", "a photo of a wildfire"),
             (
-                "a photo of a building",
-                "a photo of a car",
                 "a photo of a forest",
                 "a photo of a sunset",
                 "a photo of autumn leaves",

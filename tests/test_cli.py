@@ -285,14 +285,15 @@ def test_an_interrupted_search_keeps_what_is_done(few_photos: Path, tmp_path: Pa
     assert 0 < again.embedded < 40
 
 
-def test_what_cannot_be_looked_for_is_said_in_the_users_words(few_photos: Path) -> None:
+def test_what_cannot_be_looked_for_is_said_in_the_users_words(few_photos: Path, tmp_path: Path) -> None:
     """An empty text is a wrong usage; an example that is broken is named, without a word for programmers."""
     empty = run("search", str(few_photos), " ", "--model", "offline")
     assert (empty.exit_code, "TEXT is empty" in empty.stderr) == (2, True)
-    broken = few_photos / "broken.jpg"
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"this is no picture")
     result = run("similar", str(few_photos), str(broken), "--model", "offline")
     assert result.exit_code == 1
-    assert f"Error: {broken}: cannot decode" in result.stderr
+    assert f"Error: {broken}: not an image" in result.stderr
     assert "stream_images" not in result.stderr
 
 

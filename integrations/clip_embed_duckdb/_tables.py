@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import duckdb
 
@@ -95,7 +96,8 @@ def ask(
 ) -> list[tuple[object, ...]]:
     """Return the rows of a query; ClipEmbedError where the connection is not free for it."""
     try:
-        return con.sql(query, params=parameters).fetchall()
+        found = cast("duckdb.DuckDBPyRelation | None", con.sql(query, params=parameters))
+        return [] if found is None else found.fetchall()  # 1.5 has nothing to give for a statement
     except duckdb.Error as error:
         if not is_busy(error):
             raise
