@@ -157,11 +157,12 @@ class DiskCache:
         try:
             return file.run(work)
         except (sqlite3.Error, OSError) as error:
-            if not self._off:
+            with self._filling:  # of several threads one says so
+                was_off, self._off = self._off, True
+                self._pending = {}
+                self._pending_bytes = 0
+            if not was_off:
                 logger.warning("the cache %s is not used from here on: %s", self._path, error)
-            self._off = True
-            self._pending = {}
-            self._pending_bytes = 0
             return None
 
     def begin_child(self) -> None:
