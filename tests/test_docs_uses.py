@@ -119,7 +119,9 @@ def test_the_queries_of_the_pages_run(folder: Path) -> None:
 def test_a_page_has_its_figures_and_its_picture(page: str) -> None:
     """The script has filled in the figures; the picture is small; links lead somewhere."""
     text = (DOCS / f"{page}.md").read_text("utf-8")
-    assert "<!-- figures -->\n```text\nmodel: offline" in text
+    for mark in re.findall("<!-- end of (.*) -->", text):
+        assert f"<!-- {mark} -->\n```text\nmodel: offline" in text
+    assert "<!-- end of figures -->" in text
     picture = DOCS / "uses" / f"{page}.jpg"
     assert f"(uses/{page}.jpg)" in text
     assert 5_000 < picture.stat().st_size <= 100_000
