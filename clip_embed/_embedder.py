@@ -14,7 +14,7 @@ from clip_embed._cache.recipe import Recipe
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._classify import Classification, Labels, LabelVectors, read_labels, shares_of
 from clip_embed._engine.cores import usable_cores
-from clip_embed._engine.decode_processes import CHUNK, processes_for
+from clip_embed._engine.decode_processes import processes_for
 from clip_embed._engine.device import device_name, suggest_batch_size
 from clip_embed._engine.fork import loading
 from clip_embed._engine.pipeline import ImageStream
@@ -210,7 +210,6 @@ class ClipEmbedder:
         return ImageStream(
             _iterate(images),
             prepare=towers.prepare_all,
-            chunk=CHUNK if towers.processes else 1,
             forward=towers.forward,
             finish=towers.finish,
             streams=self._towers.lanes or min(workers, self._towers.streams),

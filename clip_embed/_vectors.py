@@ -33,9 +33,9 @@ def unit_rows(vectors: npt.NDArray[np.floating]) -> Float32:
     return units
 
 
-def has_direction(vector: Float32) -> bool:
-    """Whether a vector (d,) can be compared with others: finite, and not all zeros."""
-    return bool(np.isfinite(vector).all() and vector.any())
+def has_direction(unit: Float32) -> bool:
+    """Whether a row (d,) of `unit_rows` can be compared with others: neither NaN nor all zeros."""
+    return bool(unit.dot(unit) > 0)
 
 
 def given_vectors(values: object, embedder: ClipEmbedder) -> Float32 | None:

@@ -15,7 +15,7 @@ from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._engine.decode_processes import Chunk, DecodeProcesses
 from clip_embed._engine.device import device_kind, devices_of
-from clip_embed._engine.pipeline import Prepared, one_by_one
+from clip_embed._engine.prepared import Prepared, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg
 from clip_embed._images.pixels import prepare_pixels
@@ -68,11 +68,11 @@ class CachedTowers:
 
     def prepare_all(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
         """Prepare some images, where a chunk of them finds a decode process free in that; in order."""
-        if self.processes is not None and len(sources) > 1:
+        if self.processes is not None:
             chunk = self.processes.decode(sources, self.remembered)
             if chunk is not None:
                 return self._from(chunk, sources)
-            if (gpu_jpeg := self.open_gpu_jpeg()) is not None:
+            if len(sources) > 1 and (gpu_jpeg := self.open_gpu_jpeg()) is not None:
                 return self._on_gpu(gpu_jpeg, sources)
         return one_by_one(self.prepare)(sources)
 

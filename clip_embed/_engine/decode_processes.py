@@ -2,7 +2,7 @@
 
 Python lets one thread of a process run at a time, and an image takes some 0.1 to 0.2 ms of that beside the
 decoders, which do without it: some thousand images a second is all that a process hands out, on however
-many cores (docs/gpu.md). So on large machines each four cores get a process of their own. A decode thread of
+many cores (docs/gpu.md). So on large machines each two cores get a process of their own. A decode thread of
 the parent that finds a connection to one free sends a chunk of images there and copies the pixels out of
 memory that both share; one that finds none decodes here, as without processes. Nothing depends on
 them: one that dies is done without, and its chunk is decoded here.
@@ -37,6 +37,7 @@ from PIL import Image, ImageFile
 from clip_embed._engine.decode_worker import Failure, Reply, Request, Task, pair
 from clip_embed._engine.device import is_gpu
 from clip_embed._engine.fork import outlive_forks
+from clip_embed._engine.pipeline import AT_ONCE
 from clip_embed._engine.towers import Towers
 from clip_embed._images.source import Encoded
 from clip_embed._types import ImagePolicy, UInt8
@@ -44,11 +45,9 @@ from clip_embed.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 16
-"""Images in one request."""
-_THREADS = 4  # of a process; they hold the lock of its Python a third of the time
+_THREADS = 2  # of a process: with four they waited for the lock of its Python (docs/gpu.md)
 _FEW_CORES = 8  # below, one process is not the limit
-_START_AFTER = 64  # chunks: a process takes seconds to start
+_START_AFTER = 1024  # images: a process takes seconds to start
 _CODE = """
 import json, sys
 path, control, connections, memories = json.loads(sys.argv[1])
@@ -126,7 +125,7 @@ class DecodeProcesses:
         """
         if not all(isinstance(source, (str, Path, bytes, Mapping, Encoded)) for source in sources):
             return None
-        channel = self._take()
+        channel = self._take(len(sources))
         if channel is None:
             return None
         try:
@@ -163,9 +162,9 @@ class DecodeProcesses:
             pixels.append(None if have is not None else next(outcomes) or copies[place])
         return Chunk(hashes, found, pixels, reply.seconds)
 
-    def _take(self) -> _Channel | None:
+    def _take(self, images: int) -> _Channel | None:
         with self._lock:
-            self._asked += 1
+            self._asked += images
             if self._asked > _START_AFTER:
                 self._start()
             free = (each for each in self._state.channels if each.ready or each.connection.poll())
@@ -283,4 +282,4 @@ def processes_for(
     if workers < _FEW_CORES or spec.prepare or not hasattr(os, "memfd_create") or not is_gpu(towers.device):
         return None
     limits = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
-    return DecodeProcesses(Task(spec, policy, exact, hashed, CHUNK, *limits), workers // _THREADS)
+    return DecodeProcesses(Task(spec, policy, exact, hashed, AT_ONCE, *limits), workers // _THREADS)

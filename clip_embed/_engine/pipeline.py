@@ -16,6 +16,7 @@ bytes, so memory does not grow with the input.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from PIL import Image
 
 from clip_embed._engine.cores import limit_torch, usable_cores
 from clip_embed._engine.pool import Pool
+from clip_embed._engine.prepared import Prepare, Prepared
 from clip_embed._images.source import Encoded, describe
 from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
 from clip_embed.errors import ImageError, ModelForked
@@ -39,21 +41,10 @@ T = TypeVar("T")
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
 _SINGLY = 256  # images at the beginning that are handed out one by one: a short input uses all cores
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """One decoded image: its pixels, or the vector (d,) where it is known already."""
-
-    content: bytes
-    """Digest of what the vector depends on."""
-    pixels: UInt8 | None
-    vector: Float32 | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes that it holds until it is embedded."""
-        return 0 if self.pixels is None else self.pixels.nbytes
+AT_ONCE = 16
+"""Images that a thread takes at a time, at most: none of two seconds, many of a millisecond."""
+_TASK_SECONDS = 0.04  # that they may take: handing over costs a hundredth of it, the end of an input no more
+_FIRST_GUESS, _MEMORY = 0.005, 8  # seconds for an image, until it is known; tasks that it is the mean of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +57,6 @@ class _Item:
 
 
 _Batch: TypeAlias = list[tuple[_Item, Prepared]]
-Prepare: TypeAlias = Callable[[Sequence[object]], "list[Prepared | ImageError]"]
-"""Reads and decodes some images: one outcome for each, in order."""
-
-
-def one_by_one(prepare: Callable[[object], Prepared]) -> Prepare:
-    """Return what prepares images one after the other by a function that raises ImageError."""
-
-    def outcome(source: object) -> Prepared | ImageError:
-        try:
-            return prepare(source)
-        except ImageError as error:  # a fresh one: the traceback of this keeps the encoded image alive
-            return ImageError(str(error), retryable=error.retryable)
-
-    return lambda sources: [outcome(source) for source in sources]
 
 
 class ImageStream(Iterator[EmbeddedBatch]):
@@ -100,7 +77,6 @@ class ImageStream(Iterator[EmbeddedBatch]):
         batch_size: int,
         workers: int,
         own_threads: bool = False,
-        chunk: int = 1,
     ) -> None:
         self._source = enumerate(images)
         self._prepare = prepare
@@ -109,11 +85,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._dim = dim
         self._batch_size = batch_size
         self._workers = workers
-        self._chunk = chunk
         self._streams = streams
         self._own_threads = own_threads or streams == 1
         self._max_forwards = streams + 1  # one more follows while the caller is busy
-        self._window = (self._max_forwards + 1) * batch_size + 2 * workers * chunk
+        self._seconds_each = _FIRST_GUESS
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._preparing = 0
         self._ready: _Batch = []
@@ -175,36 +150,60 @@ class ImageStream(Iterator[EmbeddedBatch]):
             and len(self._done) < max(_MAX_WAITING_VECTORS, self._window)
             and self._held_bytes < _MAX_HELD_BYTES
         ):
-            taken = self._take_sources()
-            if not taken:
+            items, sources = self._take_sources()
+            if not items:
                 self._exhausted = True
                 return
-            items, sources = [item for item, _ in taken], [source for _, source in taken]
             self._under_way += len(items)
             self._preparing += len(items)
             self._held_bytes += sum(item.size for item in items)
-            self._submit(pool, partial(self._prepare, sources), partial(self._prepared, items))
+            self._submit(pool, partial(self._prepare_timed, sources), partial(self._prepared, items))
 
-    def _take_sources(self) -> list[tuple[_Item, object]]:
-        """Take what one thread decodes at a time: a single image, or of long inputs a chunk."""
-        taken: list[tuple[_Item, object]] = []
+    @property
+    def _at_once(self) -> int:
+        """How many images a thread takes at a time, as long as they have been taking."""
+        return max(1, min(AT_ONCE, int(_TASK_SECONDS / self._seconds_each)))
+
+    @property
+    def _window(self) -> int:
+        """How many images may be under way."""
+        return (self._max_forwards + 1) * self._batch_size + 2 * self._workers * self._at_once
+
+    def _take_sources(self) -> tuple[list[_Item], list[object]]:
+        """Take what one thread decodes at a time, as far as the input gives it soon."""
+        items: list[_Item] = []
+        sources: list[object] = []
+        room, end = _MAX_HELD_BYTES - self._held_bytes, time.monotonic() + _TASK_SECONDS
         for index, value in self._source:
             key, source = value if _is_keyed(value) else (None, value)
-            taken.append((_Item(index, key, describe(source), _size(source)), source))
-            if index < _SINGLY or len(taken) == self._chunk:
+            items.append(item := _Item(index, key, describe(source), _size(source)))
+            sources.append(source)
+            room -= item.size
+            enough = index < _SINGLY or len(items) >= self._at_once
+            if enough or room <= 0 or time.monotonic() > end:
                 break
-        return taken
+        return items, sources
+
+    def _prepare_timed(self, sources: Sequence[object]) -> tuple[list[Prepared | ImageError], float]:
+        """Prepare images in a pool's thread; also how many seconds each took."""
+        start = time.perf_counter()
+        outcomes = self._prepare(sources)
+        return outcomes, (time.perf_counter() - start) / len(sources)
 
     def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Do the work in the pool, and then the rest in the thread that iterates."""
         finished = self._finished
         pool.submit(work, lambda done: finished.put(partial(then, done)))
 
-    def _prepared(self, items: Sequence[_Item], done: Future[list[Prepared | ImageError]]) -> None:
+    def _prepared(
+        self, items: Sequence[_Item], done: Future[tuple[list[Prepared | ImageError], float]]
+    ) -> None:
         """Put decoded images where they belong. Raises what stopped the thread that decoded them."""
         self._preparing -= len(items)
         self._held_bytes -= sum(item.size for item in items)
-        for item, prepared in zip(items, done.result(), strict=True):
+        outcomes, seconds_each = done.result()
+        self._seconds_each += (seconds_each - self._seconds_each) / _MEMORY
+        for item, prepared in zip(items, outcomes, strict=True):
             if isinstance(prepared, ImageError):
                 self._finish(item, prepared)
             elif prepared.vector is not None:

@@ -13,8 +13,9 @@ from typing import cast
 
 import numpy as np
 
-from clip_embed._engine.decode_processes import CHUNK, DecodeProcesses
-from clip_embed._engine.pipeline import ImageStream, Prepare, Prepared, one_by_one
+from clip_embed._engine.decode_processes import DecodeProcesses
+from clip_embed._engine.pipeline import ImageStream
+from clip_embed._engine.prepared import Prepare, Prepared, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import STAGES, Profile
 from clip_embed._images.gpu_jpeg import GpuJpeg
@@ -155,7 +156,7 @@ class Profiler:
 
         def prepare_all(sources: Sequence[object]) -> list[Prepared | ImageError]:
             chunk = None
-            if self.processes is not None and len(sources) > 1:
+            if self.processes is not None:
                 chunk = self.processes.decode(sources, lambda _: None)
             if chunk is None:
                 return self._on_gpu(sources, watch, here) if len(sources) > 1 else here(sources)
@@ -211,7 +212,6 @@ class Profiler:
         with ImageStream(
             sources,
             prepare=prepare,
-            chunk=CHUNK if self.processes else 1,
             forward=forward,
             streams=towers.lanes or min(self.workers, towers.streams),
             own_threads=bool(towers.lanes),

@@ -94,9 +94,9 @@ def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
             raise SpaceMismatch(
                 f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
             )
-        if not has_direction(vector):
-            raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
         rows = unit_rows(vector[None])
+        if not has_direction(rows[0]):
+            raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
     else:
         announce(embedder)
         try:

@@ -56,11 +56,12 @@ def resolve_below_roots(path: Path, policy: ImagePolicy) -> tuple[Path, Path]:
 def _read(descriptor: int, policy: ImagePolicy) -> bytes:
     size = _checked(os.fstat(descriptor)).st_size
     check_bytes(size, policy)
-    with open(descriptor, "rb", closefd=False) as file:
-        content = file.read(size + 1)
-        if len(content) > size:  # it grows, or it is one of /proc, whose size is 0
-            content += file.read(policy.max_bytes + 1 - len(content))
+    content = os.read(descriptor, size + 1)
+    if len(content) == size:
         return content
+    rest = policy.max_bytes + 1 - len(content)  # it grows or shrinks, or is one of /proc, whose size is 0
+    with open(descriptor, "rb", closefd=False) as file:
+        return content + file.read(rest)
 
 
 def _open(path: Path) -> int:

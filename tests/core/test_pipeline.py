@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -16,9 +17,12 @@ from clip_embed import (
     ClipEmbedder,
     EmbeddedBatch,
     ImageBatchError,
+    ImageError,
     ImageSpec,
     ImageStream,
 )
+from clip_embed._engine import pipeline
+from clip_embed._engine.pipeline import Prepared
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]
@@ -280,3 +284,49 @@ def test_two_streams_at_once(clip: ClipEmbedder, pictures: list[Image.Image]) ->
         pairs = list(zip_longest(left, right))
     ahead, back = (joined([batch for batch in batches if batch]) for batches in zip(*pairs, strict=True))
     np.testing.assert_array_equal(ahead.vectors, back.vectors[::-1])
+
+
+def tasks_of(seconds: float, *, pause: float = 0.0, count: int = 100, size: int = 1) -> list[int]:
+    """How many images each thread was given at a time, of images that take so long to decode or to come."""
+    sizes: list[int] = []
+
+    def prepare(sources: Sequence[object]) -> list[Prepared | ImageError]:
+        sizes.append(len(sources))
+        time.sleep(seconds * len(sources))
+        return [Prepared(b"", np.zeros((1, 1, 3), np.uint8)) for _ in sources]
+
+    def images() -> Iterator[bytes]:
+        for _ in range(count):
+            time.sleep(pause)
+            yield bytes(size)
+
+    with ImageStream(
+        images(),
+        prepare=prepare,
+        forward=lambda batch, _: [np.ones(2, np.float32)] * len(batch),
+        streams=1,
+        dim=2,
+        batch_size=8,
+        workers=2,
+    ) as stream:
+        assert sum(len(batch.vectors) for batch in stream) == count
+    return sizes
+
+
+def test_a_thread_takes_many_quick_images_at_a_time_and_few_slow_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that handing over costs little, and no core is left with a long rest at the end."""
+    monkeypatch.setattr(pipeline, "_SINGLY", 10)
+    quick, slow = tasks_of(0.0, count=1000), tasks_of(0.03)
+    assert quick[:10] == slow[:10] == [1] * 10
+    assert max(quick) == quick[-2] == pipeline.AT_ONCE
+    assert set(slow[-20:]) == {1}
+
+
+def test_what_is_there_does_not_wait_for_what_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow input, or one of large images, is handed out as it comes."""
+    monkeypatch.setattr(pipeline, "_SINGLY", 0)
+    assert set(tasks_of(0.0, pause=0.05, count=8)) == {1}
+    monkeypatch.setattr(pipeline, "_MAX_HELD_BYTES", 1000)
+    assert max(tasks_of(0.0, size=400)) <= 3

