@@ -15,7 +15,11 @@ import ray
 
 from clip_embed_ray import write_qdrant
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+# Those of `clip-embed ingest`.
+SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+}
 
 
 def main(photos: str, url: str, collection: str) -> int:

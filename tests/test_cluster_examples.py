@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clip_embed._images import folders
 from clip_embed.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +94,10 @@ def test_the_job_is_valid(job: Any) -> None:  # noqa: ANN401
     job["spec"]["completion"] = job["spec"].pop("completions")
     with pytest.raises(validate.ValidationError):
         validate.validate(job, validate.latest_version(), strict=True)
+
+
+def test_the_ray_job_takes_what_ingest_takes() -> None:
+    """Its list of suffixes is that of `clip-embed ingest`: nothing in a folder is left out in silence."""
+    source = (ROOT / "examples" / "ray_ingest.py").read_text("utf-8")
+    listed = source[source.index("SUFFIXES") : source.index("def main")]
+    assert set(re.findall(r'"(\.\w+)"', listed)) == folders._SUFFIXES

@@ -112,8 +112,9 @@ class ImageColumn:
         return bool(self.vectors.valid[row]) or row in self.vectors.reasons
 
     def _succeed(self, rows: list[int], vector: Float32) -> None:
-        self.vectors.rows[rows] = vector
-        self.vectors.valid[rows] = True
+        for row in rows:
+            self.vectors.rows[row] = vector
+            self.vectors.valid[row] = True
         self._count(rows)
 
     def _fail(self, rows: list[int], reason: str) -> None:

@@ -22,6 +22,7 @@ from clip_embed._types import Float32
 
 _LOOK_AROUND = 0.1  # seconds between two looks for an interrupt
 _PATIENCE = 0.5  # seconds for what is under way when a call ends early
+_TURN = 16  # images of one call, before it is seen which one is the shortest
 
 
 class Work(Protocol):
@@ -169,9 +170,11 @@ class SharedStream:
 
     def _items(self, alone: list[_Job]) -> Generator[tuple[tuple[_Job, object], ImageInput]]:
         while (job := self._shortest(alone)) is not None:
-            if (entry := job.next()) is not None:
+            for _ in range(_TURN):
+                if job.exhausted or (entry := job.next()) is None:
+                    break
                 yield (job, entry[0]), entry[1]
-            elif job.finished:
+            if job.finished:
                 self._tell()
 
     def _shortest(self, alone: list[_Job]) -> _Job | None:
