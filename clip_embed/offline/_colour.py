@@ -57,7 +57,7 @@ def _colour_part(image: UInt8, activation: Float32, background_share: float) -> 
     names = naming_table()[small[..., 0], small[..., 1], small[..., 2]]
     seen = _enlarge(activation)
     weights = seen**2 + TINY, (1 - seen) ** 2 + TINY
-    inside, outside = (np.tensordot(weight, names, 2) / weight.sum() for weight in weights)
+    inside, outside = (np.einsum("hw,hwc->c", each, names) / each.sum() for each in weights)
     shares = np.clip(inside - background_share * outside, 0, None)
     part: Float32 = unit_rows(shares[None])[0]
     return part
@@ -66,8 +66,8 @@ def _colour_part(image: UInt8, activation: Float32, background_share: float) -> 
 def _enlarge(activation: Float32) -> npt.NDArray[np.float64]:
     """(h, w) -> (GRID, GRID), bilinear, the cells' centres kept in place."""
     rows, columns = (_interpolation(size) for size in activation.shape)
-    enlarged: npt.NDArray[np.float64] = rows @ activation @ columns.T
-    return enlarged
+    enlarged: npt.NDArray[np.float64] = np.einsum("ih,hw->iw", rows, activation)
+    return np.einsum("iw,jw->ij", enlarged, columns)  # not by BLAS: see _products.py
 
 
 @cache

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.offline._packages import CLASS_VECTORS, TRAINED_HEAD
+from clip_embed.offline._products import product
 from clip_embed.offline._towers import ImageFeatures
 
 CONSE_TEMPERATURE = 1.5
@@ -51,7 +52,7 @@ class ConseHeads:
         weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         others = np.argpartition(weights, -CONSE_CLASSES, axis=1)[:, :-CONSE_CLASSES]
         np.put_along_axis(weights, others, 0, axis=1)
-        return unit_rows(weights @ self.class_vectors)
+        return unit_rows(product(weights.astype(np.float32), self.class_vectors))
 
     def text(self, vectors: Float32) -> Float32:
         """float32 (m, 384) of the text tower -> float32 (m, 384), rows of unit length."""
@@ -63,7 +64,7 @@ class ConseHeads:
         The coordinates along the main directions in which class vectors differ, each scaled to the same
         spread: a coarse object kind, small enough to be multiplied with the colours.
         """
-        return unit_rows((meanings - self._topic_centre) @ self._topic_axes)
+        return unit_rows(product(meanings - self._topic_centre, self._topic_axes))
 
 
 class LooksHeads:
@@ -83,16 +84,16 @@ class LooksHeads:
 
     def image(self, towers: ImageFeatures) -> Float32:
         """n images -> float32 (n, 256), rows of unit length: features along the classifier's main axes."""
-        return unit_rows((unit_rows(towers.features) + FOCUS * unit_rows(towers.focused)) @ self._axes)
+        return unit_rows(product(unit_rows(towers.features) + FOCUS * unit_rows(towers.focused), self._axes))
 
     def text(self, vectors: Float32) -> Float32:
         """float32 (m, 384) of the text tower -> float32 (m, 256), rows of unit length."""
-        return unit_rows(name_kernel(unit_rows(vectors), self._class_vectors) @ self._of_names)
+        return unit_rows(product(name_kernel(unit_rows(vectors), self._class_vectors), self._of_names))
 
 
 def name_kernel(texts: Float32, names: Float32) -> Float32:
     """Unit rows (m, 384), (k, 384) -> float32 (m, k): how much each text is like each name, from 0 to 1."""
-    likeness: Float32 = np.exp(NAME_SHARPNESS * (texts @ names.T - 1))
+    likeness: Float32 = np.exp(NAME_SHARPNESS * (product(texts, names.T) - 1))
     return likeness
 
 
@@ -117,5 +118,5 @@ class TrainedHead:
         weights = self._weights
         seen = [FEATURE_LENGTH * unit_rows(part) for part in (towers.features, towers.focused)]
         inputs = np.concatenate([*seen, conse], axis=1)
-        hidden = np.maximum(inputs @ weights["in.weight"].T + weights["in.bias"], 0)
-        return unit_rows(conse + hidden @ weights["out.weight"].T + weights["out.bias"])
+        hidden = np.maximum(product(inputs, weights["in.weight"].T) + weights["in.bias"], 0)
+        return unit_rows(conse + product(hidden, weights["out.weight"].T) + weights["out.bias"])

@@ -39,7 +39,9 @@ def _as_on_a_large_gpu_machine() -> Iterator[None]:
         patch.setattr(decode_processes, "is_gpu", lambda _: True)
         patch.setattr(decode_processes, "_FEW_CORES", 4)
         patch.setattr(decode_processes, "_START_AFTER", 0)
+        patch.setattr(decode_processes, "_THREADS", 4)
         patch.setattr(pipeline, "_SINGLY", 0)
+        patch.setattr(pipeline, "_TASK_SECONDS", 60)  # as many at once as there may be
         yield
 
 
