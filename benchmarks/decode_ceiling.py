@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip_embed import ClipEmbedder, ImageSpec
-from clip_embed._engine import decode_processes, pipeline
+from clip_embed._engine import decode_processes
 from clip_embed._images import jpeg, pixels
 from clip_embed.testing import FakeModel
 
@@ -80,8 +80,6 @@ def main(cache: Path, images: int) -> None:
     paths = [str(path) for path in files * (images // len(files))]
     patched: Any = decode_processes
     patched.is_gpu, patched._FEW_CORES, patched._START_AFTER = lambda _: True, 4, 0
-    stream: Any = pipeline
-    stream._SINGLY = 0
     clip = ClipEmbedder(Quick(), workers=4, batch_size=BATCH, cache=None, device="cpu")
     clip._with_torch = True
     processes = clip._through_cache().processes

@@ -40,11 +40,10 @@ T = TypeVar("T")
 
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
-_SINGLY = 256  # images at the beginning that are handed out one by one: a short input uses all cores
 AT_ONCE = 16
-"""Images that a thread takes at a time, at most: none of two seconds, many of a millisecond."""
-_TASK_SECONDS = 0.04  # that they may take: handing over costs a hundredth of it, the end of an input no more
-_FIRST_GUESS, _MEMORY = 0.005, 8  # seconds for an image, until it is known; tasks that it is the mean of
+"""Images that a thread takes at a time, at most."""
+_TASK_SECONDS = 0.04  # that they should take: then handing over costs little, and so does the end of an input
+_FIRST = 4  # images for each thread, one by one, until it is known how long they take
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._streams = streams
         self._own_threads = own_threads or streams == 1
         self._max_forwards = streams + 1  # one more follows while the caller is busy
-        self._seconds_each = _FIRST_GUESS
+        self._seconds_each: float | None = None  # of late, for an image in its thread
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._preparing = 0
         self._ready: _Batch = []
@@ -144,13 +143,14 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
+        at_once, window = self._rhythm()
         while (
             not self._exhausted
-            and self._under_way < self._window
-            and len(self._done) < max(_MAX_WAITING_VECTORS, self._window)
+            and self._under_way < window
+            and len(self._done) < max(_MAX_WAITING_VECTORS, window)
             and self._held_bytes < _MAX_HELD_BYTES
         ):
-            items, sources = self._take_sources()
+            items, sources = self._take_sources(at_once)
             if not items:
                 self._exhausted = True
                 return
@@ -159,17 +159,14 @@ class ImageStream(Iterator[EmbeddedBatch]):
             self._held_bytes += sum(item.size for item in items)
             self._submit(pool, partial(self._prepare_timed, sources), partial(self._prepared, items))
 
-    @property
-    def _at_once(self) -> int:
-        """How many images a thread takes at a time, as long as they have been taking."""
-        return max(1, min(AT_ONCE, int(_TASK_SECONDS / self._seconds_each)))
+    def _rhythm(self) -> tuple[int, int]:
+        """Return how many images a thread takes at a time, and how many may be under way."""
+        if self._seconds_each is None:
+            return 1, _FIRST * self._workers
+        at_once = max(1, min(AT_ONCE, int(_TASK_SECONDS / self._seconds_each)))
+        return at_once, (self._max_forwards + 1) * self._batch_size + 2 * self._workers * at_once
 
-    @property
-    def _window(self) -> int:
-        """How many images may be under way."""
-        return (self._max_forwards + 1) * self._batch_size + 2 * self._workers * self._at_once
-
-    def _take_sources(self) -> tuple[list[_Item], list[object]]:
+    def _take_sources(self, most: int) -> tuple[list[_Item], list[object]]:
         """Take what one thread decodes at a time, as far as the input gives it soon."""
         items: list[_Item] = []
         sources: list[object] = []
@@ -179,8 +176,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             items.append(item := _Item(index, key, describe(source), _size(source)))
             sources.append(source)
             room -= item.size
-            enough = index < _SINGLY or len(items) >= self._at_once
-            if enough or room <= 0 or time.monotonic() > end:
+            if len(items) == most or room <= 0 or time.monotonic() > end:
                 break
         return items, sources
 
@@ -202,7 +198,8 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._preparing -= len(items)
         self._held_bytes -= sum(item.size for item in items)
         outcomes, seconds_each = done.result()
-        self._seconds_each += (seconds_each - self._seconds_each) / _MEMORY
+        known = seconds_each if self._seconds_each is None else self._seconds_each
+        self._seconds_each = (3 * known + seconds_each) / 4
         for item, prepared in zip(items, outcomes, strict=True):
             if isinstance(prepared, ImageError):
                 self._finish(item, prepared)

@@ -66,8 +66,9 @@ def _colour_part(image: UInt8, activation: Float32, background_share: float) -> 
 def _enlarge(activation: Float32) -> npt.NDArray[np.float64]:
     """(h, w) -> (GRID, GRID), bilinear, the cells' centres kept in place."""
     rows, columns = (_interpolation(size) for size in activation.shape)
-    enlarged: npt.NDArray[np.float64] = np.einsum("ih,hw->iw", rows, activation)
-    return np.einsum("iw,jw->ij", enlarged, columns)  # not by BLAS: see _products.py
+    wide = np.einsum("ih,hw->iw", rows, activation)  # not by BLAS: see _products.py
+    enlarged: npt.NDArray[np.float64] = np.einsum("iw,jw->ij", wide, columns)
+    return enlarged
 
 
 @cache

@@ -52,7 +52,7 @@ class ConseHeads:
         weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         others = np.argpartition(weights, -CONSE_CLASSES, axis=1)[:, :-CONSE_CLASSES]
         np.put_along_axis(weights, others, 0, axis=1)
-        return unit_rows(product(weights.astype(np.float32), self.class_vectors))
+        return unit_rows(product(weights, self.class_vectors))
 
     def text(self, vectors: Float32) -> Float32:
         """float32 (m, 384) of the text tower -> float32 (m, 384), rows of unit length."""

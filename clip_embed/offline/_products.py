@@ -6,13 +6,16 @@ beside the decode threads and other batches that cost the offline model a third 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from clip_embed._types import Float32
 
 
-def product(left: Float32, right: Float32) -> Float32:
-    """float32 (n, k), (k, m) -> float32 (n, m), by torch."""
+def product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> Float32:
+    """(n, k), (k, m) -> float32 (n, m), in float32, by torch."""
     import torch
 
     with torch.inference_mode():
-        rows: Float32 = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
-    return rows
+        rows, columns = (torch.as_tensor(np.asarray(each, np.float32)) for each in (left, right))
+        return np.asarray(rows @ columns)

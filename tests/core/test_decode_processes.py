@@ -40,8 +40,7 @@ def _as_on_a_large_gpu_machine() -> Iterator[None]:
         patch.setattr(decode_processes, "_FEW_CORES", 4)
         patch.setattr(decode_processes, "_START_AFTER", 0)
         patch.setattr(decode_processes, "_THREADS", 4)
-        patch.setattr(pipeline, "_SINGLY", 0)
-        patch.setattr(pipeline, "_TASK_SECONDS", 60)  # as many at once as there may be
+        patch.setattr(pipeline.ImageStream, "_rhythm", lambda _: (pipeline.AT_ONCE, 100))
         yield
 
 
@@ -247,9 +246,9 @@ def test_one_that_cannot_be_started(
 _PROGRAM = """
 import itertools, sys
 from clip_embed import ClipEmbedder
-from clip_embed._engine import decode_processes, pipeline
+from clip_embed._engine import decode_processes
 decode_processes.is_gpu = lambda _: True
-decode_processes._FEW_CORES, decode_processes._START_AFTER, pipeline._SINGLY = 4, 0, 0
+decode_processes._FEW_CORES, decode_processes._START_AFTER = 4, 0
 clip = ClipEmbedder(sys.argv[1], device="cpu", precision="fp32", workers=4, cache=None)
 clip.load()
 processes = clip._through_cache().processes

@@ -154,7 +154,7 @@ def test_a_stream_takes_both(
         monkeypatch.setattr(decode_processes.DecodeProcesses, name, lambda *_: None)
     monkeypatch.setattr(decode_processes, "is_gpu", lambda _: True)
     monkeypatch.setattr(decode_processes, "_FEW_CORES", 1)
-    monkeypatch.setattr(pipeline, "_SINGLY", 0)
+    monkeypatch.setattr(pipeline.ImageStream, "_rhythm", lambda _: (pipeline.AT_ONCE, 100))
     kinds = ("JPEG", "PNG", "JPEG", "WebP")
     images: list[object] = [encode(photo(320, 240, seed), kinds[seed % 4]) for seed in range(40)]
     images[5], images[11] = b"junk", np.asarray(photo(30, 20))
@@ -175,4 +175,4 @@ def test_a_stream_takes_both(
     profile = clip.profile(images)  # type: ignore[arg-type]
     assert (profile.failed, profile.gpu_jpeg) == (1, True)
     assert codec.files > 0
-    assert "4 threads for decoding in 1 processes, nvJPEG beside them" in str(profile)
+    assert "4 threads for decoding in 2 processes, nvJPEG beside them" in str(profile)

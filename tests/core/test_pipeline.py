@@ -313,20 +313,16 @@ def tasks_of(seconds: float, *, pause: float = 0.0, count: int = 100, size: int 
     return sizes
 
 
-def test_a_thread_takes_many_quick_images_at_a_time_and_few_slow_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_thread_takes_many_quick_images_at_a_time_and_few_slow_ones() -> None:
     """So that handing over costs little, and no core is left with a long rest at the end."""
-    monkeypatch.setattr(pipeline, "_SINGLY", 10)
     quick, slow = tasks_of(0.0, count=1000), tasks_of(0.03)
-    assert quick[:10] == slow[:10] == [1] * 10
+    assert quick[:8] == [1] * 8  # four for each thread, before it is known
     assert max(quick) == quick[-2] == pipeline.AT_ONCE
-    assert set(slow[-20:]) == {1}
+    assert set(slow) == {1}
 
 
 def test_what_is_there_does_not_wait_for_what_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow input, or one of large images, is handed out as it comes."""
-    monkeypatch.setattr(pipeline, "_SINGLY", 0)
-    assert set(tasks_of(0.0, pause=0.05, count=8)) == {1}
+    assert set(tasks_of(0.0, pause=0.05, count=12)) == {1}
     monkeypatch.setattr(pipeline, "_MAX_HELD_BYTES", 1000)
     assert max(tasks_of(0.0, size=400)) <= 3

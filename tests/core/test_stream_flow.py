@@ -170,7 +170,7 @@ def test_an_endless_input_is_read_a_little_ahead(
         for _, batch in zip(range(60), stream, strict=False):
             given += len(batch.indices)
             under_way = pulled[0] - given - len(stream._done)  # the rest are vectors behind a slow image
-            assert under_way <= 3 * batch_size + 2 * workers
+            assert under_way <= 3 * batch_size + (2 * workers + 1) * _pipeline.AT_ONCE
     assert decode_threads() == []
 
 
@@ -210,7 +210,7 @@ def test_results_behind_a_slow_image_are_bounded(
     watched = Watched(lambda: nothing_else.set() if stream._under_way - len(stream._ready) == 1 else None)
     monkeypatch.setattr(stream, "_finished", watched)
     assert sum(len(batch.indices) for batch in stream) == 801
-    assert 50 <= most[0] <= 50 + 2 * (2 * 4 + 2 * 2)
+    assert 50 <= most[0] <= 2 * (3 * 4 + 2 * 2 * _pipeline.AT_ONCE) + _pipeline.AT_ONCE
     assert errors
     assert all(error.__traceback__ is None and error.__context__ is None for error in errors)
 
