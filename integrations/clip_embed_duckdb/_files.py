@@ -26,7 +26,7 @@ _ALIVE = "SELECT 1"
 _LIST = "SELECT file FROM glob(?)"  # opens nothing, and is refused where reading would be
 # A file that cannot be read; PermissionException and the rest say that the query may not go on.
 _UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
-_GROUP_FILES = 32
+_GROUP_FILES = 64
 _GROUP_BYTES = 16 * 1024 * 1024
 
 
