@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,13 +27,12 @@ from types import TracebackType
 from typing import Self, TypeAlias, TypeGuard, TypeVar, cast
 
 import numpy as np
-from PIL import Image
 
 from clip_embed._engine.cores import limit_torch, usable_cores
 from clip_embed._engine.pool import Pool
 from clip_embed._engine.prepared import Prepare, Prepared
-from clip_embed._images.source import Encoded, describe
-from clip_embed._types import EmbeddedBatch, Float32, ImageFailure, UInt8
+from clip_embed._images.source import bytes_held, describe
+from clip_embed._types import EmbeddedBatch, Float32, ImageFailure
 from clip_embed.errors import ImageError, ModelForked
 
 T = TypeVar("T")
@@ -173,7 +172,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         room, end = _MAX_HELD_BYTES - self._held_bytes, time.monotonic() + _TASK_SECONDS
         for index, value in self._source:
             key, source = value if _is_keyed(value) else (None, value)
-            items.append(item := _Item(index, key, describe(source), _size(source)))
+            items.append(item := _Item(index, key, describe(source), bytes_held(source)))
             sources.append(source)
             room -= item.size
             if len(items) == most or room <= 0 or time.monotonic() > end:
@@ -281,16 +280,3 @@ def _open_pool(stack: ExitStack, size: int, *, torch_threads: int) -> Pool:
 def _is_keyed(value: object) -> TypeGuard[tuple[object, object]]:
     """Whether an item of the input is a (key, image) pair."""
     return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2
-
-
-def _size(source: object) -> int:
-    """Bytes in memory of an image that is handed in by value."""
-    if isinstance(source, Encoded):
-        return source.size
-    if isinstance(source, Mapping):
-        source = cast("Mapping[str, object]", source).get("bytes")
-    if isinstance(source, Image.Image):
-        return source.width * source.height * len(source.getbands())
-    if isinstance(source, np.ndarray):
-        return cast("UInt8", source).nbytes
-    return len(source) if isinstance(source, bytes) else 0

@@ -111,6 +111,19 @@ def describe(source: object) -> str:
     return type(source).__name__
 
 
+def bytes_held(source: object) -> int:
+    """Bytes in memory of an image that is handed in by value."""
+    if isinstance(source, Encoded):
+        return source.size
+    if isinstance(source, Mapping):
+        source = cast("Mapping[str, object]", source).get("bytes")
+    if isinstance(source, Image.Image):
+        return source.width * source.height * len(source.getbands())
+    if isinstance(source, np.ndarray):
+        return cast("UInt8", source).nbytes
+    return len(source) if isinstance(source, bytes) else 0
+
+
 def read_encoded(source: object, policy: ImagePolicy) -> bytes | None:
     """Return the encoded file of an image given as path, bytes or mapping; None for pixels.
 

@@ -22,7 +22,7 @@ from clip_embed import (
     ImageStream,
 )
 from clip_embed._engine import pipeline
-from clip_embed._engine.pipeline import Prepared
+from clip_embed._engine.prepared import Prepared
 from clip_embed.testing import FakeModel
 
 Photo = Callable[..., Image.Image]
