@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_a_gpu_is_asked_for(files: list[str]) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         dataset.map_batches(lambda batch: batch, batch_size=None, num_gpus=1)
     assert "MapBatches" in repr(embed(dataset, "path", model=FakeModel(), num_gpus=1))
+
+
+_ONE_CORE = """
+import sys, pyarrow as pa, ray
+from clip_embed.testing import FakeModel
+from clip_embed_ray import embed
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+done = embed(ray.data.from_arrow(pa.table({"path": sys.argv[1:]})), "path", model=FakeModel())
+print(sum(row["embedding"] is not None for row in done.take_all()))
+"""
+
+
+def test_a_cluster_of_one_core(files: list[str]) -> None:
+    """The actor leaves it to what reads; a job that waits for ever is cut off."""
+    command = [sys.executable, "-c", _ONE_CORE, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    assert done.stdout.splitlines()[-1] == "8"
 
 
 def test_an_unknown_column_is_named_with_those_there_are(files: list[str]) -> None:

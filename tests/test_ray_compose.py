@@ -49,9 +49,10 @@ def address() -> Iterator[str]:
         }
         started: list[subprocess.Popen[bytes]] = []
         try:
-            for command in (head, worker, worker):
+            for workers, command in enumerate((head, worker, worker)):
                 started.append(subprocess.Popen([*RAY, *command[1:]], env=os.environ | settings))  # noqa: S603
                 _wait_for(node, port)
+                _wait_for_workers(f"{node}:{port}", workers)
             yield f"{node}:{port}"
         finally:
             for process in reversed(started):
@@ -67,6 +68,18 @@ def _wait_for(node: str, port: int) -> None:
                 return
         time.sleep(0.2)
     raise AssertionError("Ray did not start")
+
+
+def _wait_for_workers(address: str, count: int) -> None:
+    """Wait until so many workers, of one core each, have joined."""
+    command = [*RAY, "status", "--address", address]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    for _ in range(30):
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout  # noqa: S603
+        if count == 0 or f"/{count}.0 CPU" in said:
+            return
+        time.sleep(1)
+    raise AssertionError(f"not {count} workers: {said}")
 
 
 def test_a_folder_goes_into_a_collection(address: str, qdrant: Any, tmp_path: Path) -> None:  # noqa: ANN401

@@ -55,7 +55,8 @@ class Actors:
         """Return the CPUs and GPUs that one actor asks for, and how many threads it decodes with.
 
         Beside a GPU it asks for one CPU, whatever it uses: Ray keeps a part of the CPUs for the operators
-        after it, and would leave GPUs idle whose actors want all the others.
+        after it, and would leave GPUs idle whose actors want all the others. On a cluster of one CPU it asks
+        for none: what reads the images would wait for ever.
         """
         nodes = [node["Resources"] for node in cast("Any", ray).nodes() if node["Alive"]]
         gpus = self.num_gpus
@@ -63,12 +64,13 @@ class Actors:
             gpus = 1 if any(node.get("GPU") for node in nodes) else 0
         if self.num_cpus is not None:
             return self.num_cpus, gpus, max(1, int(self.num_cpus))
+        alone = sum(node.get("CPU", 0) for node in nodes) < 2
         if gpus:  # its share of the cores of its node, less one for what else Ray does
             shares = [node["CPU"] * gpus / node["GPU"] for node in nodes if node.get("GPU")]
-            return 1, gpus, max(1, int(min(shares, default=2)) - 1)
+            return 0 if alone else 1, gpus, max(1, int(min(shares, default=2)) - 1)
         cores = max((node.get("CPU", 1) for node in nodes), default=1)
         used = _CORES if cores >= 2 * _CORES else 1
-        return used, gpus, used
+        return 0 if alone else used, gpus, used
 
     def _pool(self) -> ActorPoolStrategy:
         """Begin with one actor: a pool that takes all cores at once leaves none to read with, for good."""
