@@ -184,10 +184,12 @@ class SharedStream:
         return min(waiting, key=lambda job: job.work.left, default=None)
 
     def _hand_out(self, batch: EmbeddedBatch) -> None:
+        jobs = set[_Job]()
         for key, vector in zip(batch.keys, batch.vectors, strict=True):
             job, name = cast("tuple[_Job, object]", key)
             job.work.embedded(name, vector)
             job.under_way -= 1  # last: with none under way the call returns what it has
+            jobs.add(job)
         for failure in batch.failures:
             job, name = cast("tuple[_Job, object]", failure.key)
             try:
@@ -195,7 +197,9 @@ class SharedStream:
             except Exception as error:  # noqa: BLE001 - raised again in the thread whose call it is
                 job.end(error)
             job.under_way -= 1
-        self._tell()
+            jobs.add(job)
+        if any(job.finished for job in jobs):  # the others need not look: a thread that wakes takes the lock
+            self._tell()
 
     def _blame(self, error: BaseException) -> None:
         """End the call whose images broke the stream; of several, each is tried alone."""
