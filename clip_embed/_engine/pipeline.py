@@ -183,7 +183,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         """Prepare images in a pool's thread; also how many seconds each took."""
         start = time.perf_counter()
         outcomes = self._prepare(sources)
-        return outcomes, (time.perf_counter() - start) / len(sources)
+        return outcomes, max(1e-9, time.perf_counter() - start) / len(sources)
 
     def _submit(self, pool: Pool, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Do the work in the pool, and then the rest in the thread that iterates."""
