@@ -97,7 +97,7 @@ def _result(name: str) -> dict[str, Any]:
 
 def _overhead() -> tuple[float, str, str, str]:
     if ray := _result("ray"):
-        return max(0.0, ray["overhead"]["wall_s"]), "", "measured", "two actors: `benchmarks/ray_stage.py`"
+        return max(0.0, ray["overhead"]), "", "measured", "two actors: `benchmarks/ray_stage.py`"
     return 0.15, "", "assumed", "not measured yet: `benchmarks/ray_stage.py`"
 
 
@@ -218,8 +218,8 @@ def check(given: dict[str, float]) -> tuple[float, float] | None:
     if not (ray := _result("ray")):
         return None
     images = ray["images"]
-    two = Nodes("2 actors", 2, images / ray["alone"]["wall_s"] / 2, "forward pass", 0)
-    return images / ray["ray"]["wall_s"], images / simulate(given | {"start_s": 0.0}, two, images).seconds
+    two = Nodes("2 actors", 2, images / ray["alone_s"] / 2, "forward pass", 0)
+    return images / ray["ray_s"], images / simulate(given | {"start_s": 0.0}, two, images).seconds
 
 
 @click.command()
