@@ -38,10 +38,12 @@ from clip_embed.errors import ImageError, ModelForked
 T = TypeVar("T")
 
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
+_MAX_AHEAD_BYTES = 32 * 1024 * 1024  # of them, beyond which no more is read than is needed to go on
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
 AT_ONCE = 16
 """Images that a thread takes at a time, at most."""
 _TASK_SECONDS = 0.04  # that they should take: then handing over costs little, and so does the end of an input
+_TASK_BYTES = 4 * 1024 * 1024  # that they may keep in memory together
 _FIRST = 4  # images for each thread, one by one, until it is known how long they take
 
 
@@ -142,13 +144,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
-        at_once, window = self._rhythm()
-        while (
-            not self._exhausted
-            and self._under_way < window
-            and len(self._done) < max(_MAX_WAITING_VECTORS, window)
-            and self._held_bytes < _MAX_HELD_BYTES
-        ):
+        while not self._exhausted and self._held_bytes < _MAX_HELD_BYTES:
+            at_once, window = self._rhythm()
+            if self._under_way >= window or len(self._done) >= max(_MAX_WAITING_VECTORS, window):
+                return
             items, sources = self._take_sources(at_once)
             if not items:
                 self._exhausted = True
@@ -163,13 +162,14 @@ class ImageStream(Iterator[EmbeddedBatch]):
         if self._seconds_each is None:
             return 1, _FIRST * self._workers
         at_once = max(1, min(AT_ONCE, int(_TASK_SECONDS / self._seconds_each)))
-        return at_once, (self._max_forwards + 1) * self._batch_size + 2 * self._workers * at_once
+        ahead = at_once if self._held_bytes < _MAX_AHEAD_BYTES else 1
+        return at_once, (self._max_forwards + 1) * self._batch_size + 2 * self._workers * ahead
 
     def _take_sources(self, most: int) -> tuple[list[_Item], list[object]]:
         """Take what one thread decodes at a time, as far as the input gives it soon."""
         items: list[_Item] = []
         sources: list[object] = []
-        room, end = _MAX_HELD_BYTES - self._held_bytes, time.monotonic() + _TASK_SECONDS
+        room, end = _TASK_BYTES, time.monotonic() + _TASK_SECONDS
         for index, value in self._source:
             key, source = value if _is_keyed(value) else (None, value)
             items.append(item := _Item(index, key, describe(source), bytes_held(source)))

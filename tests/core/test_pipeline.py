@@ -324,5 +324,5 @@ def test_a_thread_takes_many_quick_images_at_a_time_and_few_slow_ones() -> None:
 def test_what_is_there_does_not_wait_for_what_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow input, or one of large images, is handed out as it comes."""
     assert set(tasks_of(0.0, pause=0.05, count=12)) == {1}
-    monkeypatch.setattr(pipeline, "_MAX_HELD_BYTES", 1000)
-    assert max(tasks_of(0.0, size=400)) <= 3
+    monkeypatch.setattr(pipeline, "_TASK_BYTES", 1000)
+    assert max(tasks_of(0.0, size=400)) == 3
