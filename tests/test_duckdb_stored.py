@@ -203,6 +203,29 @@ def test_another_dimension_beside_old_macros(con: duckdb.DuckDBPyConnection) -> 
         assert found[0][0] == pytest.approx(expected[0][0], abs=1e-6)
 
 
+def test_macros_that_lose_their_functions(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another connection unregisters, one that has macros hears which function is missing."""
+    remove = duckdb.DuckDBPyConnection.remove_function
+    said: list[str] = []
+
+    def remove_and_look(own: duckdb.DuckDBPyConnection, name: str) -> duckdb.DuckDBPyConnection:
+        gone = remove(own, name)
+        try:
+            cursor.execute("SELECT clip_score(v, 'red'), (clip_sim(v, ?)).score FROM v", ["red"])
+        except duckdb.Error as error:
+            said.append(str(error).partition("!")[0])
+        return gone
+
+    with con.cursor() as cursor:
+        register(cursor, ClipEmbedder(FakeModel()))
+        monkeypatch.setattr(duckdb.DuckDBPyConnection, "remove_function", remove_and_look)
+        unregister(con)
+    assert len(said) == 11
+    assert set(said) == {"Catalog Error: Scalar Function with name _clip_query does not exist"}
+
+
 def test_macros_go_with_unregister(con: duckdb.DuckDBPyConnection) -> None:
     """No macro of ours is left, and none was ever in the database."""
     query = "SELECT database_name, function_name FROM duckdb_functions() WHERE function_name LIKE 'clip%'"

@@ -75,7 +75,7 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         ),
         "clip_error": (clip_error, "VARCHAR"),
         "clip_embedding": (clip_embedding, f"STRUCT(vector {vector}, error VARCHAR)"),
-        "_clip_query": (clip_query, vector),
+        "_clip_query": (clip_query, vector),  # the last: see _register._remove
     }
 
 

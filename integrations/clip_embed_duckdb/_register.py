@@ -203,12 +203,17 @@ def _create(con: duckdb.DuckDBPyConnection, dim: int) -> Slot:
 
 
 def _remove(slot: Slot) -> bool:
-    """Remove the functions; False where the connection that could is gone."""
+    """Remove the functions; False where the connection that could is gone.
+
+    The last that was made goes first, so that the macros of other connections, which ask for that of the
+    query before any other, always miss that one. DuckDB names it then; where a macro misses the function
+    whose name it bears, DuckDB says instead that the macro "does not support the supplied arguments".
+    """
     own = slot.owner()
     if own is None:
         return False
     try:
-        for name in slot.callables:
+        for name in reversed(slot.callables):
             own.remove_function(name)
     except duckdb.Error:  # closed, but still referred to
         return False

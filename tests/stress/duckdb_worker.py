@@ -150,7 +150,7 @@ class Run:
         register(own, rng.choice(self.clips), progress=False)
         own.execute("SELECT id, clip_score(img, 'red') FROM photos").fetchone()
         if rng.random() < 0.5:
-            own.close()
+            self.close_once_free(own)
         del own
         gc.collect()
         new = self.con.cursor()
@@ -158,9 +158,13 @@ class Run:
         return new
 
     def close(self, con: duckdb.DuckDBPyConnection, number: int) -> None:
-        """Close a connection, which DuckDB refuses while another query reads files through it."""
+        """Close a thread's connection."""
         with self.lock:
             self.busy.pop(number, None)
+        self.close_once_free(con)
+
+    def close_once_free(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Close a connection, which DuckDB refuses while another query reads files through it."""
         while True:
             try:
                 con.close()
