@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -17,7 +19,8 @@ from PIL import Image
 from clip_embed import ClipEmbedder
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
-from clip_embed_duckdb import interrupt, register
+from clip_embed_duckdb import interrupt, materialize, register
+from clip_embed_duckdb._chunks import transaction
 from clip_embed_duckdb._slot import Slot
 
 ALL = 120
@@ -139,6 +142,70 @@ def test_interrupt_without_a_query(con: duckdb.DuckDBPyConnection, model: Held) 
     with duckdb.connect() as other:
         interrupt(other)
         assert other.execute("SELECT 1").fetchall() == [(1,)]
+
+
+class Unlucky:
+    """A connection of which each method is interrupted the first time, before or after its work."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, *, done: bool) -> None:
+        self._con, self._done = con, done
+        self._met: set[str] = set()
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            first = name not in self._met
+            self._met.add(name)
+            if first and not self._done:
+                raise duckdb.InterruptException("Interrupted!")
+            result = getattr(self._con, name)(*args)
+            if first and name == "begin":  # what else is done is over
+                raise duckdb.InterruptException("Interrupted!")
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interrupt_of_what_cleans_up(done: bool) -> None:
+    """No transaction stays open, whether BEGIN was interrupted before or after its work, or ROLLBACK."""
+    with duckdb.connect() as con:
+        unlucky: Any = Unlucky(con, done=done)
+        with pytest.raises(duckdb.InterruptException), transaction(unlucky):
+            raise AssertionError
+        with pytest.raises(duckdb.ConversionException), transaction(unlucky):
+            con.execute("CREATE TABLE lost AS SELECT 'x'::INT AS i")
+        con.begin()
+        con.commit()
+        assert con.execute("FROM duckdb_tables()").fetchall() == []
+
+
+def test_interrupts_without_a_pause(tmp_path: Path) -> None:
+    """They meet what cleans up as well, and still leave no transaction open, no view and no setting."""
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(1))
+    over = threading.Event()
+    with duckdb.connect() as con:
+        register(con, ClipEmbedder(FakeModel()), progress=False)
+        con.execute("CREATE TABLE t AS SELECT ? AS img FROM range(300)", [str(path)])
+        kept = "SELECT current_setting('checkpoint_threshold')"
+        views = "SELECT count(*) FROM duckdb_views() WHERE view_name LIKE '_clip_embed%'"
+        before = con.execute(kept).fetchall()
+
+        def insist() -> None:
+            while not over.wait(0.0002):
+                con.interrupt()
+
+        for number in range(10):
+            over.clear()
+            thread = threading.Timer(number * 0.02, insist)
+            thread.start()
+            with suppress(duckdb.Error, KeyboardInterrupt):
+                materialize(con, "t", "img", into=f"v{number}", progress=False)
+            over.set()
+            thread.join()
+            assert con.execute("SELECT count(*) FROM t").fetchall() == [(300,)]
+            assert con.execute(kept).fetchall() == before
+            assert con.execute(views).fetchall() == [(0,)]
 
 
 def test_an_error_ends_only_its_own_call(con: duckdb.DuckDBPyConnection, model: Held) -> None:

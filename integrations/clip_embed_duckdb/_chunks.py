@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -124,12 +124,14 @@ def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
         raise ClipEmbedError(
             "the connection is in a transaction, and this commits in parts: commit or roll back first"
         ) from error
+    except BaseException:
+        _roll_back(con)  # interrupted, it may have begun all the same
+        raise
     try:
         yield
         con.commit()
     except BaseException:
-        with suppress(duckdb.TransactionException):  # it is over already
-            con.rollback()
+        _roll_back(con)
         raise
 
 
@@ -146,19 +148,35 @@ def rare_checkpoints(con: duckdb.DuckDBPyConnection) -> Generator[None]:
         yield
     finally:
         with suppress(duckdb.Error):  # it was locked meanwhile, or the connection closed
-            con.execute(f"SET checkpoint_threshold = {text(str(before))}")
+            _insist(lambda: con.execute(f"SET checkpoint_threshold = {text(str(before))}"))
 
 
 @contextmanager
 def arrow_view(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> Generator[str]:
     """Let a connection see Arrow arrays as a view, for as long as the context."""
     name = f"_clip_embed_{uuid.uuid4().hex}"
-    con.register(name, cast("Any", pa).table(columns))
     try:
+        con.register(name, cast("Any", pa).table(columns))
         yield name
     finally:
         try:
-            con.unregister(name)
+            _insist(lambda: con.unregister(name))
         except duckdb.TransactionException:  # aborted: only after its end does the view let go of the arrays
-            con.rollback()
-            con.unregister(name)
+            _roll_back(con)
+            _insist(lambda: con.unregister(name))
+
+
+def _roll_back(con: duckdb.DuckDBPyConnection) -> None:
+    """End a transaction, unless it is over already."""
+    with suppress(duckdb.TransactionException):
+        _insist(con.rollback)
+
+
+def _insist(clean_up: Callable[[], object]) -> None:
+    """Do again what was interrupted: after a rollback that was, every query of the connection would fail."""
+    while True:
+        try:
+            clean_up()
+        except duckdb.InterruptException:
+            continue
+        return
