@@ -10,12 +10,15 @@ from typing import cast
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
+from clip_embed_duckdb._functions import make_functions
+from clip_embed_duckdb._slot import Slot, State
 
 COLOURS = ("red", "green", "blue", "white", "black", "orange")
 
@@ -376,3 +379,16 @@ def test_try_keeps_the_other_rows(photos: duckdb.DuckDBPyConnection) -> None:
     register(photos, ClipEmbedder(FakeModel()), on_error="raise")
     rows = scores(photos, "SELECT TRY(clip_score(img, 'x')) FROM photos")
     assert sum(row is None for row in rows) == 2
+
+
+@pytest.mark.parametrize("name", ["clip_text", "clip_image", "clip_sim", "clip_score", "clip_embedding"])
+def test_results_are_in_memory_of_arrows_own(name: str) -> None:
+    """To free NumPy's asks for the interpreter, which is gone where DuckDB 1.5 does it at the very end."""
+    slot = Slot(16)
+    slot.state = State(ClipEmbedder(FakeModel()), "null")
+    function, _ = make_functions(slot)[name]
+    images, texts = pa.array([picture("red")] * 2048), pa.array(["red"] * 2048)
+    columns = {"clip_text": [texts], "clip_sim": [images, texts], "clip_score": [images, texts]}
+    before = pa.total_allocated_bytes()
+    result = function(*columns.get(name, [images]))
+    assert pa.total_allocated_bytes() - before >= result.nbytes

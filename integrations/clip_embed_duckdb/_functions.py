@@ -89,7 +89,10 @@ def _run(
         )
     with slot.running() as check:
         how = state.on_error if on_error is None else on_error
-        return compute(Call(name, slot, state, how, check), *columns)
+        result = compute(Call(name, slot, state, how, check), *columns)
+    # A copy in Arrow's own memory: DuckDB 1.5 has Arrow's threads free it, for NumPy's they would ask for the
+    # interpreter, and where that ends just then the process aborts.
+    return pa.concat_arrays([result])
 
 
 def _sim(call: Call, img: Column, query: Column) -> Column:
