@@ -7,12 +7,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from clip_embed._types import Float32, ImageSpec, Model, UInt8
@@ -101,6 +103,17 @@ def test_images_any_batch_size(model: OfflineModel) -> None:
     reverse = model.embed_images(np.ascontiguousarray(pixels[::-1]))[::-1]
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(together, reverse, atol=1e-5)
+
+
+def test_features_of_the_plain_network() -> None:
+    """However the tower is put together, it gives what the package's own network gives."""
+    network = import_module(_packages.IMAGE_TOWER_CODE).EfficientNet.from_name("efficientnet-lite2").eval()
+    network.load_state_dict(torch.load(_packages.IMAGE_WEIGHTS.path(), weights_only=True))
+    pixels = np.random.default_rng(5).integers(0, 256, (5, 260, 260, 3), np.uint8)  # no multiple of a slice
+    with torch.inference_mode():
+        plain = network.extract_features((torch.tensor(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
+    found = ImageTower("cpu")(pixels)
+    np.testing.assert_allclose(found.features, plain.mean(dim=(2, 3)).numpy(), atol=1e-4)
 
 
 def test_texts_any_batch_size(model: OfflineModel) -> None:

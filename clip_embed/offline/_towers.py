@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +11,11 @@ import numpy as np
 from clip_embed._models.loading import no_progress_bar
 from clip_embed._types import Float32, UInt8
 from clip_embed._warn import warn_caller
-from clip_embed.offline._packages import IMAGE_TOWER_CODE, IMAGE_WEIGHTS, TEXT_WEIGHTS, TOKENIZER
+from clip_embed.offline._packages import TEXT_WEIGHTS, TOKENIZER
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor, nn
+    from torch import Tensor
 
 IMAGE_SIZE = 260
 """Height and width of the image tower's input, in pixels."""
@@ -47,8 +45,10 @@ class ImageTower:
     """EfficientNet-Lite2 in evaluation mode on one device."""
 
     def __init__(self, device: str) -> None:
+        from clip_embed.offline._efficientnet import load_efficientnet
+
         self._device = device
-        self._feature_map, self.classifier = _load_efficientnet(device)
+        self._feature_map, self.classifier = load_efficientnet(device)
 
     def __call__(self, pixels: UInt8) -> ImageFeatures:
         """uint8 (n, 260, 260, 3) RGB -> the features of n images."""
@@ -111,36 +111,6 @@ def _class_activation(feature_map: Tensor, logits: Tensor, class_weights: Tensor
     weights = torch.einsum("nk,nkc->nc", shares, class_weights[top.indices])
     activation = torch.einsum("nchw,nc->nhw", feature_map, weights).clamp(min=0)
     return activation / activation.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-
-
-def _load_efficientnet(device: str) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
-    """EfficientNet-Lite2 with its checked weights, as what gives the feature map and the classifier after it.
-
-    The only use of `efficientnet_lite_pytorch`, a package of 2020 that nobody maintains.
-    """
-    import torch
-
-    network = import_module(IMAGE_TOWER_CODE).EfficientNet.from_name("efficientnet-lite2")
-    network.load_state_dict(torch.load(IMAGE_WEIGHTS.checked_path(), map_location="cpu", weights_only=True))
-    _fold_batch_norms(network.eval())
-    network.to(device)
-    return network.extract_features, network.get_submodule("_fc")
-
-
-def _fold_batch_norms(network: nn.Module) -> None:
-    """Put each batch norm into the convolution before it: a third less time for the same features to 1e-5.
-
-    The package calls them one after the other, in pairs that stand together in their module.
-    """
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    for module in network.modules():
-        children = list(module.named_children())
-        for (name, layer), (next_name, following) in pairwise(children):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(layer, following))
-                setattr(module, next_name, nn.Identity())
 
 
 def _load_minilm(device: str) -> SentenceTransformer:
