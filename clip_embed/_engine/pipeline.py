@@ -37,6 +37,9 @@ from clip_embed.errors import ImageError, ModelForked
 
 T = TypeVar("T")
 
+LATER = object()
+"""What an input yields that has nothing at this moment; it is asked again once something under way is done."""
+
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_AHEAD_BYTES = 32 * 1024 * 1024  # of them, beyond which no more is read than is needed to go on
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
@@ -78,7 +81,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         workers: int,
         own_threads: bool = False,
     ) -> None:
-        self._source = enumerate(images)
+        self._source = iter(images)
         self._prepare = prepare
         self._forward = forward
         self._finish_up = finish
@@ -95,10 +98,12 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._forwards = 0
         self._alone = True  # no batch has been sent to another thread
         self._done: dict[int, tuple[_Item, Float32 | ImageError]] = {}
-        self._under_way = 0  # images read, but not done
+        self._taken = 0  # images read
+        self._under_way = 0  # of them, not done
         self._held_bytes = 0
         self._emitted = 0
-        self._exhausted = False
+        self._ended = False  # the input
+        self._dry = False  # nothing came of it when it was last asked
         self._process: int | None = None  # in which the threads are
         self._batches = self._run()
 
@@ -144,13 +149,13 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
-        while not self._exhausted and self._held_bytes < _MAX_HELD_BYTES:
+        while not self._ended and self._held_bytes < _MAX_HELD_BYTES:
             at_once, window = self._rhythm()
             if self._under_way >= window or len(self._done) >= max(_MAX_WAITING_VECTORS, window):
                 return
             items, sources = self._take_sources(at_once)
+            self._dry = not items
             if not items:
-                self._exhausted = True
                 return
             self._under_way += len(items)
             self._preparing += len(items)
@@ -170,13 +175,18 @@ class ImageStream(Iterator[EmbeddedBatch]):
         items: list[_Item] = []
         sources: list[object] = []
         room, end = _TASK_BYTES, time.monotonic() + _TASK_SECONDS
-        for index, value in self._source:
+        for value in self._source:
+            if value is LATER:
+                break
             key, source = value if _is_keyed(value) else (None, value)
-            items.append(item := _Item(index, key, describe(source), bytes_held(source)))
+            items.append(item := _Item(self._taken, key, describe(source), bytes_held(source)))
             sources.append(source)
+            self._taken += 1
             room -= item.size
             if len(items) == most or room <= 0 or time.monotonic() > end:
                 break
+        else:
+            self._ended = True
         return items, sources
 
     def _prepare_timed(self, sources: Sequence[object]) -> tuple[list[Prepared | ImageError], float]:
@@ -218,16 +228,20 @@ class ImageStream(Iterator[EmbeddedBatch]):
         ):
             batch, self._ready = self._ready[:size], self._ready[size:]
             work = partial(self._forward, [prepared for _, prepared in batch])
-            if self._alone and self._exhausted and self._under_way == len(batch):
+            if self._alone and self._nothing_follows and self._under_way == len(batch):
                 self._embedded(batch, work(True))  # nothing to overlap with: here, with all cores
                 return
             self._alone = False
             self._forwards += 1
             self._submit(runner, partial(work, False), partial(self._returned, batch))
 
+    @property
+    def _nothing_follows(self) -> bool:
+        return self._ended or self._dry
+
     def _images_per_pass(self) -> int:
         """Return how many images run at once: fewer at the end, so that all cores end together."""
-        if self._own_threads or self._preparing or not self._exhausted:
+        if self._own_threads or self._preparing or not self._nothing_follows:
             return self._batch_size
         return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
 

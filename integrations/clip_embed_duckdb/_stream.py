@@ -17,6 +17,7 @@ from contextlib import closing
 from typing import Protocol, cast
 
 from clip_embed import ClipEmbedder, EmbeddedBatch
+from clip_embed._engine.pipeline import LATER
 from clip_embed._images.source import ImageInput
 from clip_embed._types import Float32
 
@@ -168,14 +169,22 @@ class SharedStream:
                 return None
             return [job for job in waiting if job.alone][:1]
 
-    def _items(self, alone: list[_Job]) -> Generator[tuple[tuple[_Job, object], ImageInput]]:
-        while (job := self._shortest(alone)) is not None:
+    def _items(self, alone: list[_Job]) -> Generator[object]:
+        """Yield ((job, key), image); where some are under way, wait for calls that come meanwhile."""
+        while (job := self._shortest(alone)) is not None or self._under_way():
+            if job is None:
+                yield LATER
+                continue
             for _ in range(_TURN):
                 if job.exhausted or (entry := job.next()) is None:
                     break
                 yield (job, entry[0]), entry[1]
             if job.finished:
                 self._tell()
+
+    def _under_way(self) -> bool:
+        with self._changed:
+            return any(job.under_way for job in self._jobs)
 
     def _shortest(self, alone: list[_Job]) -> _Job | None:
         with self._changed:
