@@ -38,7 +38,7 @@ from clip_embed.errors import ImageError, ModelForked
 T = TypeVar("T")
 
 LATER = object()
-"""What an input yields that has nothing at this moment; it is asked again once something under way is done."""
+"""What an input yields that has nothing at the moment; it is asked again when something under way is done."""
 
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_AHEAD_BYTES = 32 * 1024 * 1024  # of them, beyond which no more is read than is needed to go on
