@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from clip_embed import ClipEmbedder, EmbeddedBatch
 from clip_embed._engine.pipeline import LATER
@@ -169,7 +169,7 @@ class SharedStream:
                 return None
             return [job for job in waiting if job.alone][:1]
 
-    def _items(self, alone: list[_Job]) -> Generator[object]:
+    def _items(self, alone: list[_Job]) -> Generator[Any]:
         """Yield ((job, key), image); where some are under way, wait for calls that come meanwhile."""
         while (job := self._shortest(alone)) is not None or self._under_way():
             if job is None:
