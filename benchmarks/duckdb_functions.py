@@ -64,17 +64,19 @@ def jpeg(width: int, height: int, size: int, seed: int) -> bytes:
     return encoded
 
 
-def write(folder: Path, count: int, image: Callable[[int], bytes], suffix: str) -> None:
-    """Write images into folder/files, and Parquet with row groups of 50 beside them."""
+def write(
+    folder: Path, count: int, image: Callable[[int], bytes], suffix: str, *, whole: bool = True
+) -> None:
+    """Write images into folder/files, and Parquet beside them: with row groups of 50, and as DuckDB does."""
     files = folder / "files"
     files.mkdir()
     for number in range(count):
         (files / f"{number:05}{suffix}").write_bytes(image(number))
     with duckdb.connect(config={"threads": 1, "preserve_insertion_order": True}) as con:
-        con.execute(
-            f"COPY (SELECT filename AS file, content AS img FROM read_blob('{files}/*')) "
-            f"TO '{folder}/photos.parquet' (ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION uncompressed)"
-        )
+        photos = f"(SELECT filename AS file, content AS img FROM read_blob('{files}/*'))"
+        forms = {"photos": f"ROW_GROUP_SIZE {ROW_GROUP}, "} | ({"whole": ""} if whole else {})
+        for name, rows in forms.items():
+            con.execute(f"COPY {photos} TO '{folder}/{name}.parquet' ({rows}COMPRESSION uncompressed)")
 
 
 def sources(folder: Path) -> dict[str, tuple[str, str]]:
@@ -82,6 +84,7 @@ def sources(folder: Path) -> dict[str, tuple[str, str]]:
     return {
         "paths": (f"glob('{folder}/files/*')", "file"),
         "BLOB table": ("photos", "img"),
+        "Parquet": (f"'{folder}/whole.parquet'", "img"),
         f"Parquet, {ROW_GROUP} rows": (f"'{folder}/photos.parquet'", "img"),
     }
 
@@ -244,7 +247,7 @@ def memory(images: int, model: str, where: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=where) as name:
         folder = Path(name)
         photo = jpeg(4000, 3000, LARGE, 0)
-        write(folder, images, lambda number: photo + number.to_bytes(8, "big"), ".jpg")
+        write(folder, images, lambda number: photo + number.to_bytes(8, "big"), ".jpg", whole=False)
         print(f"{images} JPEGs of {len(photo) / 1e6:.1f} MB, {model}, DuckDB {duckdb.__version__}")
         print(f"{'':24}{'peak MB':>9}{'above the start':>17}{'seconds':>9}")
         for query in _QUERIES:

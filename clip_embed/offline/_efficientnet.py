@@ -1,7 +1,7 @@
 """EfficientNet-Lite2 as the image tower runs it; the only use of `efficientnet_lite_pytorch`.
 
 That package of 2020 is maintained by nobody, and writes its layers for training. For vectors they are put
-together here: the same features to 1e-5, in a quarter of the time on a CPU.
+together here: the same features to 1e-5, in a third of the time on a CPU.
 """
 
 from __future__ import annotations
