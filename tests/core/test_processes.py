@@ -302,7 +302,7 @@ clip = ClipEmbedder(model, device="cpu", batch_size=4, cache=cache)
 clip.load()
 def images():
     for n in range(100_000):
-        if n == 50:
+        if n == 200:  # more than are under way at once, so some are done
             print("begun", flush=True)
         yield png(n)
 try:
