@@ -38,7 +38,7 @@ from clip_embed.errors import ImageError, ModelForked
 T = TypeVar("T")
 
 LATER = object()
-"""What an input yields that has nothing at the moment; it is asked again when something under way is done."""
+"""What an input yields that has nothing at the moment: it gets what is done, and is asked again then."""
 
 _MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
 _MAX_AHEAD_BYTES = 32 * 1024 * 1024  # of them, beyond which no more is read than is needed to go on
@@ -103,7 +103,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._held_bytes = 0
         self._emitted = 0
         self._ended = False  # the input
-        self._dry = False  # nothing came of it when it was last asked
+        self._dry = False  # it had nothing at the moment when it was last asked
         self._process: int | None = None  # in which the threads are
         self._batches = self._run()
 
@@ -138,7 +138,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             while True:
                 self._read(pool)
                 self._launch(runner)
-                if len(self._done) >= self._batch_size and (batch := self._take()):
+                if (self._dry or len(self._done) >= self._batch_size) and (batch := self._take()):
                     yield batch
                 elif self._under_way:
                     self._finished.get()()
@@ -154,7 +154,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
             if self._under_way >= window or len(self._done) >= max(_MAX_WAITING_VECTORS, window):
                 return
             items, sources = self._take_sources(at_once)
-            self._dry = not items
+            self._dry = not items and not self._ended
             if not items:
                 return
             self._under_way += len(items)

@@ -19,12 +19,12 @@ from clip_embed.offline._packages import IMAGE_TOWER_CODE, IMAGE_WEIGHTS
 
 _WIDE = 5
 """Blocks at the beginning whose results are large, up to 6.5 MB for an image."""
-SLICE = 8
+_SLICE = 8
 """Images that a CPU takes through the other blocks at once; through the first ones it takes each alone. More
 are no faster, and what layers give does not fit the memory that the process keeps then: it asks the system
 for new pages each time, and that takes longer than the products."""
 
-_LARGEST_KEPT = 31 * 1024 * 1024
+_LARGEST_KEPT = 31 * 1024 * 1024  # bytes; glibc does not learn from a block of 32 MB
 Features = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -86,7 +86,7 @@ def _pad_in_convolutions(network: nn.Module) -> None:
 def _in_slices(wide: nn.Module, narrow: nn.Module) -> Features:
     def features(images: torch.Tensor) -> torch.Tensor:
         each = [images[at : at + 1] for at in range(len(images))]  # images[at] would lose the layout
-        slices = (each[at : at + SLICE] for at in range(0, len(each), SLICE))
+        slices = (each[at : at + _SLICE] for at in range(0, len(each), _SLICE))
         return torch.cat([narrow(torch.cat([wide(image) for image in few])) for few in slices])
 
     return features
