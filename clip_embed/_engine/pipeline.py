@@ -48,6 +48,7 @@ AT_ONCE = 16
 _TASK_SECONDS = 0.04  # that they should take: then handing over costs little, and so does the end of an input
 _TASK_BYTES = 4 * 1024 * 1024  # that they may keep in memory together
 _FIRST = 4  # images for each thread, one by one, until it is known how long they take
+_LAST = 8  # images of a pass at the end of an input, where there are as many for each core
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +221,12 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _launch(self, runner: Pool) -> None:
         """Send batches to the model, in the order in which their images became ready."""
-        size = self._images_per_pass()
         while (
             self._ready
             and self._forwards < self._max_forwards
             and (len(self._ready) >= self._batch_size or not self._preparing)
         ):
+            size = self._images_per_pass()
             batch, self._ready = self._ready[:size], self._ready[size:]
             work = partial(self._forward, [prepared for _, prepared in batch])
             if self._alone and self._nothing_follows and self._under_way == len(batch):
@@ -240,10 +241,11 @@ class ImageStream(Iterator[EmbeddedBatch]):
         return self._ended or self._dry
 
     def _images_per_pass(self) -> int:
-        """Return how many images run at once: fewer at the end, so that all cores end together."""
+        """Return how many images run at once: ever fewer towards the end, so that all cores end together."""
         if self._own_threads or self._preparing or not self._nothing_follows:
             return self._batch_size
-        return min(self._batch_size, -(-len(self._ready) // self._max_forwards))
+        each = -(-len(self._ready) // self._streams)
+        return min(self._batch_size, max(-(-each // 2), min(_LAST, each)))
 
     def _returned(self, batch: _Batch, done: Future[list[Float32 | ImageError]]) -> None:
         """Note the outcome of a batch. Raises what the model raised."""
