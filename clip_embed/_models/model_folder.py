@@ -135,6 +135,8 @@ class ModelFolder:
             ways = Ways(self._image_tower, self._texts_by)
             self._placed = place(towers, device, precision, ways, edge)
             return self._placed.texts
+        from clip_embed._models.onednn import use_onednn
+
         if precision == "int8":
             from clip_embed._models.fidelity import photo_like
             from clip_embed._models.int8 import use_int8
@@ -144,6 +146,7 @@ class ModelFolder:
             from clip_embed._models.low_precision import use_dtype
 
             use_dtype(towers, precision)
+        use_onednn(towers)
         return towers
 
     def embed_images(self, pixels: UInt8, /) -> Float32:

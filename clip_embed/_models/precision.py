@@ -101,6 +101,14 @@ def capabilities(device: str) -> Capabilities:
     return Capabilities(bf16=False, int8=False)
 
 
+def leaves_avx512_unused() -> bool:
+    """Whether torch multiplies float32 on this CPU without instructions that it has, and oneDNN with them."""
+    import torch
+
+    onednn = _says(torch.backends.mkldnn, "is_available") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return onednn and _is_amd() and _says(torch.cpu, "_is_avx512_supported")
+
+
 def _is_amd() -> bool:
     """Whether the CPU names AMD as its maker: Windows says so in `platform`, Linux in a file."""
     if "AuthenticAMD" in platform.processor():

@@ -117,10 +117,15 @@ def _load_minilm(device: str) -> SentenceTransformer:
     """all-MiniLM-L6-v2 with its checked weights and tokenizer, read from its package only."""
     from sentence_transformers import SentenceTransformer
 
+    from clip_embed._models.onednn import use_onednn
+
     TOKENIZER.checked_path()
     folder = TEXT_WEIGHTS.checked_path().parent
     with no_progress_bar():
-        return SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+        encoder = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+    if device == "cpu":
+        use_onednn(encoder)
+    return encoder
 
 
 def _array(tensor: Tensor) -> Float32:

@@ -18,12 +18,13 @@ from torch import nn
 
 from clip_embed import ClipEmbedder, ModelError
 from clip_embed._models import int8 as _int8
+from clip_embed._models import onednn
 from clip_embed._models import precision as _precision
 from clip_embed._models.fidelity import photo_like
 from clip_embed._models.int8 import RowInt8Linear, use_int8
 from clip_embed._models.low_precision import fold_quick_gelu
 from clip_embed._models.model_folder import ModelFolder
-from clip_embed._models.precision import PRECISIONS, Capabilities, capabilities, resolve
+from clip_embed._models.precision import PRECISIONS, Capabilities, capabilities, leaves_avx512_unused, resolve
 from clip_embed.testing import FakeModel
 
 Float32 = npt.NDArray[np.float32]
@@ -117,7 +118,7 @@ def cpu_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let torch and the platform describe another CPU."""
 
     def says(*flags: str, machine: str = "x86_64", maker: str = "GenuineIntel", mkldnn: bool = True) -> None:
-        for flag in ("avx512_bf16", "amx_tile", "vnni"):
+        for flag in ("avx512", "avx512_bf16", "amx_tile", "vnni"):
             there = flag in flags
             monkeypatch.setattr(f"torch.cpu._is_{flag}_supported", lambda there=there: there, raising=False)
         monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: "arm" in flags)
@@ -147,6 +148,18 @@ def test_what_a_cpu_computes_faster(cpu_says: Callable[..., None], monkeypatch: 
     for question in ("_is_amx_tile_supported", "_is_vnni_supported"):  # an older torch
         monkeypatch.delattr(f"torch.cpu.{question}")
     assert capabilities("cpu") == NONE
+
+
+def test_where_torch_leaves_avx512_unused(cpu_says: Callable[..., None]) -> None:
+    """On AMD's CPUs that have it."""
+    cpu_says("avx512", maker="AuthenticAMD")
+    assert leaves_avx512_unused()
+    cpu_says("avx512", maker="AuthenticAMD", mkldnn=False)
+    assert not leaves_avx512_unused()
+    cpu_says("avx512")
+    assert not leaves_avx512_unused()
+    cpu_says(maker="AuthenticAMD")
+    assert not leaves_avx512_unused()
 
 
 def test_the_maker_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +262,22 @@ def test_company_does_not_show(
     np.testing.assert_allclose(alone, texts, atol=bound)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_products_by_onednn(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They give the vectors of torch's own, which are taken where those are not slow."""
+    pixels = photo_like((224, 224))
+    monkeypatch.setattr(onednn, "leaves_avx512_unused", lambda: False)
+    plain = ModelFolder(clip_folder, "cpu")
+    images, texts = plain.embed_images(pixels), plain.embed_texts(TEXTS)
+    assert not any(isinstance(layer, onednn._Linear) for layer in plain._towers.modules())
+    monkeypatch.setattr(onednn, "leaves_avx512_unused", lambda: True)
+    fast = ModelFolder(clip_folder, "cpu")
+    for other, vectors in ((fast.embed_images(pixels), images), (fast.embed_texts(TEXTS), texts)):
+        np.testing.assert_allclose(other, vectors, rtol=1e-5, atol=1e-5 * np.abs(vectors).max())
+    kinds = {type(layer) for layer in fast._towers.modules() if isinstance(layer, nn.Linear)}
+    assert kinds == {onednn._Linear}
+
+
 @needs_int8
 def test_int8_products() -> None:
     """A linear layer in int8 is within 2 % of float32, row by row, whatever the other rows hold."""
@@ -306,7 +335,7 @@ def test_int8_is_refused_where_it_moves_the_vectors(
     ):
         use_int8(towers, pixels)
     assert towers.vision_model is before
-    assert type(before.encoder.layers[0].mlp.fc2) is nn.Linear
+    assert isinstance(before.encoder.layers[0].mlp.fc2, nn.Linear)
 
 
 @needs_int8
