@@ -19,23 +19,25 @@ from PIL import Image
 from clip_embed import ClipEmbedder
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
-from clip_embed_duckdb import interrupt, materialize, register
+from clip_embed_duckdb import Materialized, follow, interrupt, materialize, register
 from clip_embed_duckdb._chunks import transaction
 from clip_embed_duckdb._slot import Slot
 
 ALL = 120
+needs_triggers = pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB before 2.0 has no triggers")
 
 
 class Held(FakeModel):
-    """A model that waits before its third batch until it is let go, and then takes its time."""
+    """A model that waits after so many images until it is let go, and then takes its time."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 8) -> None:
         super().__init__()
+        self._after = after
         self.reached, self.go_on = threading.Event(), threading.Event()
 
     def embed_images(self, pixels: UInt8, /) -> Float32:
         """Embed, with a pause."""
-        if len(self.calls[0]) >= 2:
+        if self.images >= self._after:
             self.reached.set()
             assert self.go_on.wait(60)
             time.sleep(0.01)
@@ -100,6 +102,47 @@ def test_interrupt_from_another_thread(
     model.go_on.set()
     assert con.execute(QUERY).fetchall()[0][0] is not None
     assert model.images < ALL + 50  # what was done before the interrupt is not done again
+
+
+def fill(con: duckdb.DuckDBPyConnection, clip: ClipEmbedder) -> Materialized:
+    """Embed a table outside of a query; its database need not have the functions."""
+    return materialize(con, "photos", "img", embedder=clip, progress=False)
+
+
+def keep(con: duckdb.DuckDBPyConnection, clip: ClipEmbedder) -> Materialized:
+    """The same in a table beside it, which needs them."""
+    register(con, clip, progress=False)
+    return follow(con, "photos", "img", key="id", progress=False)
+
+
+@pytest.mark.parametrize("how", [interrupt, lambda con: con.interrupt()], ids=["ours", "DuckDB's"])
+@pytest.mark.parametrize("work", [fill, pytest.param(keep, marks=needs_triggers)])
+def test_interrupt_of_what_runs_outside_of_a_query(
+    work: Callable[[duckdb.DuckDBPyConnection, ClipEmbedder], Materialized],
+    how: Callable[[duckdb.DuckDBPyConnection], None],
+) -> None:
+    """`materialize` and `follow` end as a query does; what is committed stays, and the next call goes on."""
+    model = Held(after=40)  # so in the second chunk
+    clip = ClipEmbedder(model, batch_size=8, cache=None)
+
+    def stop() -> None:
+        assert model.reached.wait(60)
+        how(con)
+
+    with duckdb.connect() as con:
+        con.execute(
+            "CREATE TABLE photos AS SELECT unnest(?::BLOB[]) AS img, unnest(range(?)) AS id",
+            [[*map(picture, range(ALL))], ALL],
+        )
+        other = in_thread(stop)
+        with pytest.raises(duckdb.InterruptException, match="the next call goes on"):
+            work(con, clip)
+        assert not model.go_on.is_set()
+        other.join()
+        model.go_on.set()
+        again = work(con, clip)
+        assert again.done + again.skipped == ALL
+        assert again.skipped == 32
 
 
 def test_interrupt_reaches_the_queries_beside(con: duckdb.DuckDBPyConnection, model: Held) -> None:

@@ -17,7 +17,8 @@ from clip_embed import ClipEmbedder, ClipEmbedError
 from clip_embed._progress import Progress
 from clip_embed_duckdb._columns import Column, blobs_and_paths, plain, sql_name
 from clip_embed_duckdb._images import ImageColumn
-from clip_embed_duckdb._register import find_slot
+from clip_embed_duckdb._interrupts import Stopped
+from clip_embed_duckdb._register import find_slot, stops_of
 from clip_embed_duckdb._slot import Slot, State
 from clip_embed_duckdb._stored import Vectors
 from clip_embed_duckdb._tables import ask, text
@@ -58,6 +59,7 @@ class Embedding:
         self._slot = Slot(embedder.dim)
         if (registered := find_slot(con)) is not None:
             self._slot.digests = registered.digests
+        self._slot.stops = stops_of(con)
         self._slot.add(con)
         self._slot.search_path = str(ask(con, "SELECT current_setting('file_search_path')")[0][0])
         self._state = State(embedder, "null")
@@ -65,7 +67,8 @@ class Embedding:
 
     def embed(self, column: Column) -> Vectors:
         """Embed a column of images; each row has a vector, a reason or is NULL."""
-        return self._embed(plain(column), Tally())
+        with self._slot.running() as check:
+            return self._embed(plain(column), Tally(), check)
 
     def check_column(self, column: Column, name: str) -> None:
         """Raise ClipEmbedError unless a column, which may be empty, is of images."""
@@ -76,11 +79,24 @@ class Embedding:
             )
 
     def run(self, con: duckdb.DuckDBPyConnection, target: Target, progress: Progress) -> Tally:
-        """Embed all that the target gives, each chunk in a transaction of its own."""
+        """Embed all that the target gives, each chunk in a transaction of its own.
+
+        Raises duckdb.InterruptException after `con.interrupt()`, as a query would.
+        """
         self._slot.progress = self._bar = progress
+        try:
+            with self._slot.running() as check:
+                return self._run(con, target, check)
+        except Stopped:
+            raise duckdb.InterruptException(
+                "interrupted; what is committed stays, and the next call goes on from there"
+            ) from None
+
+    def _run(self, con: duckdb.DuckDBPyConnection, target: Target, check: Callable[[], None]) -> Tally:
         tally, rows = Tally(), _FIRST_ROWS
         self._state.load()
         while True:
+            check()
             began = time.monotonic()
             with transaction(con):
                 chunk = target.read(rows)
@@ -88,7 +104,7 @@ class Embedding:
                     return tally
                 keys, images = chunk.columns
                 read = time.monotonic()
-                vectors = self._embed(plain(images), tally)
+                vectors = self._embed(plain(images), tally, check)
                 embedded = time.monotonic()
                 target.write(plain(keys), vectors)
             tally.done += int(vectors.valid.sum())
@@ -98,16 +114,15 @@ class Embedding:
             fits = int(_MOST_BYTES / max(images.nbytes / len(images), 1))
             rows = max(1, min(wanted, 4 * rows, fits, _MOST_ROWS))
 
-    def _embed(self, column: Column, tally: Tally) -> Vectors:
+    def _embed(self, column: Column, tally: Tally, check: Callable[[], None]) -> Vectors:
         def fail(rows: list[int], _: str | None, reason: str) -> None:
             tally.failed += len(rows)
             self._bar.fail(len(rows))
 
         blobs, paths = cast("tuple[Any, Any]", blobs_and_paths(column))
         images = ImageColumn(self._slot, self._state, len(column), blobs, paths, fail)
-        with self._slot.running() as check:
-            if images.left:
-                self._state.stream.run(images, check)
+        if images.left:
+            self._state.stream.run(images, check)
         nothing = np.flatnonzero(~images.vectors.valid).tolist()
         if nothing := [row for row in nothing if row not in images.vectors.reasons]:
             images.vectors.reasons.update(dict.fromkeys(nothing, _NO_IMAGE))

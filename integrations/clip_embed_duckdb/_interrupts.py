@@ -1,4 +1,4 @@
-"""Ctrl-C as any thread sees it.
+"""What ends calls that run: Ctrl-C as any thread sees it, and `interrupt`.
 
 Python raises KeyboardInterrupt in the main thread alone. DuckDB's other threads, which run the functions
 of an ordinary table, learn of it only from DuckDB, between two chunks of 2,048 images, and the main thread
@@ -12,6 +12,9 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 
 _lock = threading.Lock()
 _pair: tuple[socket.socket, socket.socket] | None = None
@@ -61,3 +64,49 @@ def _leave() -> None:
         for end in _pair:
             end.close()
     _pair, _lock = None, threading.Lock()
+
+
+class Stops:
+    """Ends the calls that run when Ctrl-C or `stop` comes, and no later ones."""
+
+    def __init__(self) -> None:
+        self._stops = 0
+        self._running = 0
+        self._interrupts = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def running(self) -> Generator[Callable[[], None]]:
+        """Mark one call; gives what raises Stopped once the call is to end."""
+        with self._lock:
+            if not self._running:
+                self._interrupts = count()  # what came before was for something else
+            begun = self._stops
+            self._running += 1
+        try:
+            yield partial(self._check, begun)
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def stop(self) -> None:
+        """End the calls that are running now."""
+        with self._lock:
+            self._stops += 1
+
+    def _check(self, begun: int) -> None:
+        with self._lock:
+            if (interrupts := count()) != self._interrupts:
+                self._interrupts = interrupts
+                self._stops += 1
+            if self._stops != begun:
+                raise Stopped("the query was interrupted")
+
+
+class Stopped(KeyboardInterrupt):
+    """What was interrupted was a call beside this one, or all of them."""

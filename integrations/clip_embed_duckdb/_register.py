@@ -20,6 +20,8 @@ from clip_embed_duckdb._slot import OnError, Slot, State, find_tokens
 # DuckDB keeps a raw pointer to a callable, which must outlive every database: never remove one.
 _SLOTS: dict[str, Slot] = {}
 _LOCK = threading.Lock()
+# Of connections that embed outside of queries, in databases without the functions.
+_STOPS = weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, _interrupts.Stops]()
 _INTERRUPT = duckdb.DuckDBPyConnection.interrupt
 _TAKEN = "SELECT function_name FROM duckdb_functions() WHERE list_contains(?, function_name)"
 
@@ -110,8 +112,7 @@ def register(
             "register(con, ClipEmbedder('offline'))"
         )
     dim = embedder.dim
-    _interrupts.watch()
-    cast("Any", duckdb.DuckDBPyConnection).interrupt = interrupt  # else the functions never hear of it
+    _hear_interrupts()
     with _LOCK:
         slot = find_slot(con)
         if slot is None:
@@ -152,15 +153,28 @@ def interrupt(con: duckdb.DuckDBPyConnection) -> None:
     """Stop what a connection is doing, from another thread, within a moment.
 
     DuckDB looks for an interrupt only between chunks of 2,048 rows, and does not tell the functions of it.
-    This tells them: other queries of the database that use them at this moment end, too. After `register`
-    `con.interrupt()` is this function.
+    This tells them: other queries of the database that use them at this moment end, too, and so do
+    `materialize` and `follow`. After `register` `con.interrupt()` is this function.
     """
-    slot = None
+    stops = _STOPS.get(con)
     with suppress(duckdb.Error):  # a closed connection: DuckDB's own method says so
-        slot = find_slot(con)  # first, as it asks a copy of the connection, which is soon in use again
+        if slot := find_slot(con):  # first, as it asks a copy of the connection, which is soon in use again
+            stops = slot.stops
     _INTERRUPT(con)
-    if slot is not None:
-        slot.stop()
+    if stops is not None:
+        stops.stop()
+
+
+def stops_of(con: duckdb.DuckDBPyConnection) -> _interrupts.Stops:
+    """Return what ends work on a connection outside of queries; its database need not have the functions."""
+    _hear_interrupts()
+    slot = find_slot(con)
+    return _STOPS.setdefault(con, _interrupts.Stops()) if slot is None else slot.stops
+
+
+def _hear_interrupts() -> None:
+    _interrupts.watch()
+    cast("Any", duckdb.DuckDBPyConnection).interrupt = interrupt  # else the functions never hear of it
 
 
 def find_slot(con: duckdb.DuckDBPyConnection) -> Slot | None:

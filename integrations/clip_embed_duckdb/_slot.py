@@ -7,7 +7,6 @@ import uuid
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import duckdb
@@ -15,8 +14,8 @@ import duckdb
 from clip_embed import ClipEmbedder
 from clip_embed._progress import Progress
 from clip_embed.errors import ClipEmbedError, ModelError
-from clip_embed_duckdb import _interrupts
 from clip_embed_duckdb._digests import Digests
+from clip_embed_duckdb._interrupts import Stops
 from clip_embed_duckdb._stream import SharedStream
 
 OnError = Literal["null", "raise"]
@@ -66,6 +65,7 @@ class Slot:
         self.search_path = ""
         self.digests = Digests()
         self.progress = Progress(patience=_QUIET)
+        self.stops = Stops()
         # (what it is, its name) -> the stamp of its file, None without one, and the thing itself
         self.named: dict[tuple[str, str], tuple[bytes | None, object]] = {}
         self.callables: dict[str, Callable[..., Any]] = {}
@@ -73,9 +73,6 @@ class Slot:
         # In order: the first one mostly outlives the others. Closing one closes its duplicates, too, and is
         # refused while a query reads files through one of them.
         self._connections = weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, None]()
-        self._stops = 0
-        self._running = 0
-        self._interrupts = 0
         self._lock = threading.Lock()
 
     def add(self, con: duckdb.DuckDBPyConnection) -> None:
@@ -103,44 +100,13 @@ class Slot:
 
     @contextmanager
     def running(self) -> Generator[Callable[[], None]]:
-        """Mark one call; gives what raises KeyboardInterrupt once the call is to end.
-
-        Ctrl-C and `stop` end the calls that run at that moment, and no later ones.
-        """
-        with self._lock:
-            if not self._running:
-                self._interrupts = _interrupts.count()  # what came before was for something else
-            begun = self._stops
-            self._running += 1
-        self.progress.begin()
-        try:
-            yield partial(self._check, begun)
-        except _StoppedBeside:
-            raise
-        except KeyboardInterrupt:
-            self.stop()
-            raise
-        finally:
-            self.progress.end()
-            with self._lock:
-                self._running -= 1
+        """Mark one call, with its progress; gives what raises KeyboardInterrupt once the call is to end."""
+        with self.progress, self.stops.running() as check:
+            yield check
 
     def stop(self) -> None:
         """End the calls that are running now."""
-        with self._lock:
-            self._stops += 1
-
-    def _check(self, begun: int) -> None:
-        with self._lock:
-            if (count := _interrupts.count()) != self._interrupts:
-                self._interrupts = count
-                self._stops += 1
-            if self._stops != begun:
-                raise _StoppedBeside("the query was interrupted")
-
-
-class _StoppedBeside(KeyboardInterrupt):
-    """What was interrupted was a call beside this one, or all of them."""
+        self.stops.stop()
 
 
 def find_tokens(con: duckdb.DuckDBPyConnection) -> list[str]:
