@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import duckdb
@@ -76,9 +78,52 @@ def test_roots_of_the_policy_hold(con: duckdb.DuckDBPyConnection, tmp_path: Path
     assert value(con, "clip_error(?)", f"{inside}/../a.png") == "the file lies outside the policy's roots"
 
 
-def test_urls_are_not_read(con: duckdb.DuckDBPyConnection) -> None:
-    """A URL is refused as in the library, before anything goes out."""
-    assert str(value(con, "clip_error('https://example.invalid/a.jpg')")).startswith("URLs are not read")
+@pytest.mark.parametrize("scheme", ["https", "HTTP", "s3", "gs", "r2", "hf", "abfss"])
+def test_urls_are_not_read(con: duckdb.DuckDBPyConnection, tmp_path: Path, scheme: str) -> None:
+    """A URL is refused as in the library, before DuckDB asks a server for the file or for an extension."""
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        con.execute(f"SET custom_extension_repository = 'http://127.0.0.1:{server.server_port}'")
+        url = f"{scheme}://example.invalid/a.jpg"
+        assert str(value(con, f"clip_error('{url}')")).startswith("URLs are not read")
+        con.execute("SET file_search_path = ?", [f"{scheme}://example.invalid"])
+        register(con, ClipEmbedder(FakeModel()))
+        assert value(con, "clip_error('a.jpg')") == "no such file"
+        query = "SELECT clip_score(unnest(?), 'red') IS NULL"
+        assert con.execute(query, [[url, f"{tmp_path}/a.png"]]).fetchall() == [(True,), (False,)]
+        server.shutdown()
+    assert not asked
+
+
+def test_a_file_system_of_the_users(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    """It is asked for names that DuckDB would need an extension for; what it raises is a failure."""
+    fsspec = pytest.importorskip("fsspec")
+
+    class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "gs"
+
+        def glob(self, path: str, **_: object) -> list[str]:
+            return [path]
+
+        def info(self, path: str, **_: object) -> dict[str, object]:
+            raise RuntimeError(f"no cloud for {path}")
+
+        open = info
+
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    con.register_filesystem(Broken())
+    assert not str(value(con, "clip_error('gs://bucket/b.png')")).startswith("URLs are not read")
+    query = "SELECT clip_score(unnest(?), 'red') IS NULL"
+    rows = con.execute(query, [["gs://bucket/b.png", f"{tmp_path}/a.png"]]).fetchall()
+    assert rows == [(True,), (False,)]
 
 
 def test_many_files_in_groups(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:

@@ -18,14 +18,21 @@ from clip_embed import ImagePolicy
 from clip_embed._images.files import check_bytes, resolve_below_roots
 from clip_embed.errors import ImageError
 from clip_embed_duckdb._digests import make_stamp, now
-from clip_embed_duckdb._names import is_absolute, is_pattern, is_url, never_ends, quote
+from clip_embed_duckdb._names import is_absolute, is_pattern, is_remote, never_ends, quote
 
 _FACTS = "SELECT filename, size, epoch_us(last_modified) FROM read_blob(?)"  # reads no content
 _CONTENT = "SELECT filename, content FROM read_blob(?)"
 _ALIVE = "SELECT 1"
 _LIST = "SELECT file FROM glob(?)"  # opens nothing, and is refused where reading would be
-# A file that cannot be read; PermissionException and the rest say that the query may not go on.
-_UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
+# The query may not go on; anything else, also what a file system of the user's raises, is about one file.
+_FATAL = (
+    duckdb.PermissionException,
+    duckdb.InterruptException,
+    duckdb.ConnectionException,
+    duckdb.OutOfMemoryException,
+    duckdb.InternalException,
+    duckdb.FatalException,
+)
 _GROUP_FILES = 64
 _GROUP_BYTES = 16 * 1024 * 1024
 
@@ -97,7 +104,9 @@ class FileReader:
         """Ask for files together: name -> row; empty where one of them spoils the answer."""
         try:
             rows = self._con.execute(query, [names]).fetchall() if names else []
-        except _UNREADABLE:
+        except duckdb.Error as error:
+            if isinstance(error, _FATAL):
+                raise
             return {}
         return {row[0]: row for row in rows}
 
@@ -109,7 +118,9 @@ class FileReader:
             raise ImageError("it is not a regular file")
         try:
             rows = self._con.execute(query, [patterns]).fetchall()
-        except _UNREADABLE as error:
+        except duckdb.Error as error:
+            if isinstance(error, _FATAL):
+                raise
             self._con.execute(_ALIVE)  # ConnectionException where another thread has closed it meanwhile
             reason = str(error).strip().splitlines()[0]
             raise ImageError(f"cannot read the file: {reason}", retryable=True) from None
@@ -121,12 +132,19 @@ class FileReader:
 
     def _is_plain(self, path: str) -> bool:
         relative = self._folders and not is_absolute(path)
-        return not (relative or is_pattern(path) or is_url(path) or never_ends(path))
+        return not (relative or is_pattern(path) or self._is_remote(path) or never_ends(path))
+
+    def _is_remote(self, name: str) -> bool:
+        return is_remote(name) and is_remote(name, self._con.list_filesystems())
 
     def _candidates(self, path: str) -> list[str]:
         """Return where a path may lie: below the working folder, then below the search path."""
-        if is_url(path):
-            raise ImageError("URLs are not read; download the file and give its path or its bytes")
-        if is_absolute(path):
-            return [path]
-        return [path, *(f"{folder}/{path}" for folder in self._folders)]
+        names = [path]
+        if not is_absolute(path):
+            names += [f"{folder}/{path}" for folder in self._folders]
+        near = [name for name in names if not self._is_remote(name)]
+        if not near:
+            raise ImageError(
+                "URLs are not read; give the path of a file, or its bytes: read_blob reads what DuckDB can"
+            )
+        return near

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -89,7 +90,11 @@ def _run(
         )
     with slot.running() as check:
         how = state.on_error if on_error is None else on_error
-        result = compute(Call(name, slot, state, how, check), *columns)
+        try:
+            result = compute(Call(name, slot, state, how, check), *columns)
+        except duckdb.PermissionException as error:
+            # Neither our query nor the lines of code that asked it: they tell what kind of file it is.
+            raise duckdb.PermissionException(str(error).splitlines()[0]) from None
     # A copy in Arrow's own memory: DuckDB 1.5 has Arrow's threads free it, for NumPy's they would ask for the
     # interpreter, and where that ends just then the process aborts.
     return pa.concat_arrays([result])

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Collection
 
 from clip_embed.errors import ImageError
 
 _WILDCARD = re.compile(r"[*?[]")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z][\w+.-]*:")  # a root, a drive or a scheme
 _FILE_SCHEME = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
+
+# Schemes for which DuckDB loads an extension by itself; one file system of the user's reads all of a set.
+_REMOTE = (
+    {"http", "https"},
+    {"s3", "s3a", "s3n", "r2"},
+    {"gs", "gcs"},
+    {"az", "azure", "abfs", "abfss"},
+    {"hf"},
+)
 
 
 def is_absolute(name: str) -> bool:
@@ -23,9 +33,14 @@ def is_pattern(name: str) -> bool:
     return _WILDCARD.search(name) is not None
 
 
-def is_url(name: str) -> bool:
-    """Whether a name would be fetched from a server."""
-    return name.lower().startswith(("http://", "https://"))
+def is_remote(name: str, registered: Collection[str] = ()) -> bool:
+    """Whether DuckDB would fetch a file from a server, or the extension that can.
+
+    Not where one of the `registered` file systems, which are the user's own, reads such names.
+    """
+    scheme, found, _ = name.partition("://")
+    family = next((each for each in _REMOTE if scheme.lower() in each), None)
+    return bool(found) and family is not None and family.isdisjoint(registered)
 
 
 def never_ends(name: str) -> bool:

@@ -96,7 +96,7 @@ def register(
     in any order: put cheap predicates into a subquery with the filter first. A table below
     122,880 rows runs on one thread of DuckDB, but images are decoded in parallel inside. Files
     are read through DuckDB with the `file_search_path` that `con` had when it was registered
-    (unless it had an open result); URLs are not read.
+    (unless it had an open result); URLs of any scheme are not read.
     """
     if on_error not in ("null", "raise"):
         raise ValueError(f"on_error must be 'null' or 'raise', not {on_error!r}")
