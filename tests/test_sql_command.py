@@ -36,6 +36,16 @@ def sql(*arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(main, ["sql", *arguments], input=stdin)
 
 
+def arrays(rest: str) -> list[list[dict[str, object]]]:
+    """Return the arrays that `--json` printed one after the other."""
+    found: list[list[dict[str, object]]] = []
+    while rest:
+        array, end = json.JSONDecoder().raw_decode(rest)
+        found.append(array)
+        rest = rest[end:].lstrip()
+    return found
+
+
 def test_a_script_prints_each_result_and_stops_at_the_first_error() -> None:
     """What comes before the error is answered, what comes after is not run; the error says where it is."""
     script = "SELECT 1 AS one;\n\nSELECT 2 AS two;\nSELECT nonsense(3);\nSELECT 4 AS four;"
@@ -82,15 +92,10 @@ def test_json_is_one_array_for_each_result() -> None:
            MAP {1: 2} AS m, 1234567890123456789.25 AS long
     """
     result = sql("--json", "-c", query, "-c", "SELECT 1 AS one WHERE false; FROM range(2)")
-    decoder, rest, answers = json.JSONDecoder(), result.stdout, []
-    while rest:
-        answer, end = decoder.raw_decode(rest)
-        answers.append(answer)
-        rest = rest[end:].lstrip()
     expected = {"f": 0.1, "v": [0.1, 2.0], "b": base64.b64encode(b"ab").decode(), "d": "2026-01-02", "n": 1.5}
     nested = {"s": {"x": 0.1, "y": [None, "z"]}, "bad": None, "x": None, "x_1": None, "m": {"1": 2}}
     nested["long"] = "1234567890123456789.25"
-    assert answers == [[expected | nested], [], [{"range": 0}, {"range": 1}]]
+    assert arrays(result.stdout) == [[expected | nested], [], [{"range": 0}, {"range": 1}]]
 
 
 def test_csv_reads_back() -> None:
@@ -100,6 +105,39 @@ def test_csv_reads_back() -> None:
     rows = list(csv.reader(io.StringIO(result.stdout)))
     expected = ['a,"b"\n', "", "[0.5, 1.0]", "true", "ä"]
     assert rows == [["t", "n", "v", "yes", "u"], expected, [], ["x"], ["1"]]
+
+
+@pytest.mark.parametrize("others", ["", ", 1 AS b"])
+def test_duckdb_reads_its_csv_back(others: str, tmp_path: Path) -> None:
+    """An empty text is not NULL, also alone in its line; and each field is written as COPY writes it."""
+    texts = [None, "", "a", '"', ",", "#a", " b ", "c\nd", "e\rf", "NULL", "'", None, "ä"]
+    values = ", ".join("(NULL)" if text is None else "('" + text.replace("'", "''") + "')" for text in texts)
+    query = f"SELECT a{others} FROM (VALUES {values}) AS t(a)"
+    written, copied = tmp_path / "written.csv", tmp_path / "copied.csv"
+    written.write_bytes(sql("--csv", "-c", query).stdout_bytes)
+    duckdb.execute(f"COPY ({query}) TO '{copied}' (HEADER)")
+    assert written.read_bytes() == copied.read_bytes()
+    options = "header = true, all_varchar = true, allow_quoted_nulls = false"
+    back = duckdb.execute(f"SELECT a FROM read_csv('{written}', {options})").fetchall()
+    assert [text for (text,) in back] == texts
+
+
+def test_a_plan_is_an_answer_for_programs(tmp_path: Path) -> None:
+    """EXPLAIN gives rows in JSON and CSV, between those of other statements; a box and a page as ever."""
+    script = "SELECT 1 AS one; EXPLAIN SELECT 1; EXPLAIN ANALYZE SELECT 1; SELECT 2 AS two"
+    answers = arrays(sql("--json", "-c", script).stdout)
+    assert [list(answer[0]) for answer in answers] == [
+        ["one"],
+        *[["explain_key", "explain_value"]] * 2,
+        ["two"],
+    ]
+    assert answers[1][0]["explain_key"] == "physical_plan"
+    head, (key, plan) = csv.reader(io.StringIO(sql("--csv", "-c", "EXPLAIN SELECT 1").stdout))
+    assert [head, key] == [["explain_key", "explain_value"], "physical_plan"]
+    page = tmp_path / "page.html"
+    assert plan in sql("--html", str(page), "-c", script).stdout
+    assert "explain_key" not in page.read_text()
+    assert "one" in page.read_text()
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])

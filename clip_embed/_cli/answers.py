@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ NUMBERS = frozenset(
     "bigint decimal double float hugeint integer smallint tinyint ubigint uhugeint uinteger usmallint utinyint".split()  # noqa: SIM905, E501 - one line
 )
 _WIDEST_KIND = 24
+_QUOTED = re.compile('[,"\r\n#]')  # what has a field quoted, as in DuckDB: readers may take # for a comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Column:
 
 class Writer(Protocol):
     """Takes the answers of one statement after the other."""
+
+    def explain(self, plans: Sequence[Row]) -> bool:
+        """Show the rows of an EXPLAIN in a form of their own; False where they are rows like any others."""
+        ...
 
     def begin(self, query: str, columns: Sequence[Column]) -> None:
         """Start the answer of a query."""
@@ -58,6 +63,10 @@ class BoxWriter:
 
     def __init__(self, *, timed: bool = False) -> None:
         self._timed = timed
+
+    def explain(self, plans: Sequence[Row]) -> bool:
+        print("\n".join(plan for _, plan in plans))
+        return True
 
     def begin(self, query: str, columns: Sequence[Column]) -> None:
         self._columns = columns
@@ -92,6 +101,9 @@ class JsonWriter:
     than a float holds is text; of columns with one name the second is called name_1.
     """
 
+    def explain(self, plans: Sequence[Row]) -> bool:
+        return False
+
     def begin(self, query: str, columns: Sequence[Column]) -> None:
         self._names = _distinct([column.name for column in columns])
         self._plain = [plain_form(column.kind) for column in columns]
@@ -112,23 +124,26 @@ class JsonWriter:
 class CsvWriter:
     """Prints each answer with a line of names, an empty line between two answers.
 
-    NULL is an empty field, BLOBs are in base64, vectors and structs in JSON.
+    NULL is an empty field, an empty text is quoted: DuckDB writes CSV so, and reads it back by
+    `read_csv(…, allow_quoted_nulls = false)`. BLOBs are in base64, vectors and structs in JSON.
     """
 
     def __init__(self) -> None:
         self._answers = 0
+
+    def explain(self, plans: Sequence[Row]) -> bool:
+        return False
 
     def begin(self, query: str, columns: Sequence[Column]) -> None:
         if self._answers:
             sys.stdout.write("\n")
         self._answers += 1
         self._plain = [plain_form(column.kind) for column in columns]
-        self._writer = csv.writer(sys.stdout, lineterminator="\n")
-        self._writer.writerow([column.name for column in columns])
+        _write_fields([column.name for column in columns])
 
     def add(self, row: Row) -> bool:
         values = [plain(value) for plain, value in zip(self._plain, row, strict=True)]
-        self._writer.writerow([_field(value) for value in values])
+        _write_fields(values)
         return True
 
     def end(self, seconds: float) -> None:
@@ -186,10 +201,16 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
+def _write_fields(values: Sequence[Any]) -> None:
+    sys.stdout.write(",".join(map(_field, values)) + "\n")
+
+
 def _field(value: Any) -> str:  # noqa: ANN401 - what `plain_form` gives
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Not by the module csv: before Python 3.12 it cannot tell NULL from an empty text.
+    return '"' + text.replace('"', '""') + '"' if not text or _QUOTED.search(text) else text
 
 
 def show_value(value: Any, column: Column, widest: int = 80) -> str:  # noqa: ANN401 - whatever DuckDB gives

@@ -59,6 +59,10 @@ class PageWriter:
         self._latest = latest
         self._sections: list[str] = []
 
+    def explain(self, plans: Sequence[Row]) -> bool:
+        """Leave plans out of the page."""
+        return True
+
     def begin(self, query: str, columns: Sequence[Column]) -> None:
         if self._latest:
             self._sections = []

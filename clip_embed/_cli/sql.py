@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,19 +112,21 @@ class Runner:
             statement.type in _CHANGES and [column.name for column in columns] == ["Count"]
         ):
             return
+        rows: Iterable[Row] = _rows(answer)
+        writers = self.writers
         if statement.type == duckdb.StatementType.EXPLAIN:
-            print("\n".join(plan for _, plan in answer.fetchall()))
-            return
-        for writer in self.writers:
+            rows = plans = answer.fetchall()
+            writers = [writer for writer in writers if not writer.explain(plans)]
+        for writer in writers:
             writer.begin(statement.query.strip(), columns)
-        wanting = list(self.writers)
-        for row in _rows(answer):
+        wanting = list(writers)
+        for row in rows:
             if self._stopped:
                 raise KeyboardInterrupt
             wanting = [writer for writer in wanting if writer.add(row)]
             if not wanting:
                 break
-        for writer in self.writers:
+        for writer in writers:
             writer.end(time.perf_counter() - started)
         sys.stdout.flush()
 
