@@ -289,7 +289,8 @@ def test_a_text_is_never_a_path(con: duckdb.DuckDBPyConnection, tmp_path: Path) 
     [
         (
             "clip_score(1, 'x')",
-            r"clip_score: the image must be a BLOB .* or a vector FLOAT\[16\] or TINYINT\[16\], not INTEGER",
+            r"clip_score: the image must be a BLOB .* or a vector of 16 numbers "
+            r"\(FLOAT\[16\], FLOAT\[\], DOUBLE\[\] or TINYINT\[16\]\), not INTEGER",
         ),
         ("clip_sim(DATE '2020-01-01', 'x')", "(?m)clip_sim: the image must be .*, not DATE$"),
         ("clip_image(MAP {'a': 1.5})", r"(?m)clip_image: .*, not MAP\(VARCHAR, DECIMAL\(2,1\)\)$"),
@@ -297,10 +298,15 @@ def test_a_text_is_never_a_path(con: duckdb.DuckDBPyConnection, tmp_path: Path) 
         ("clip_error(TIMESTAMP '2020-01-01')", "(?m)clip_error: .*, not TIMESTAMP$"),
         ("clip_image([1, 2])", r"clip_image: the image must be .*, not INTEGER\[\]"),
         ("clip_error({'a': 1})", r"clip_error: the image must be .*, not STRUCT\(a INTEGER\)"),
+        (
+            "clip_error({'metadata': 'x'::BLOB, 'value': 'x'::BLOB})",
+            r"not STRUCT\(metadata BLOB, value BLOB\)",
+        ),
         ("clip_image({'bytes': 'x', 'path': 1})", r"not STRUCT\(bytes VARCHAR, path INTEGER\)"),
         (
             "clip_score(NULL, 1.5)",
-            r"clip_score: the query must be a VARCHAR \(a text\) or a vector FLOAT\[16\]",
+            r"clip_score: the query must be a VARCHAR \(a text\) or a vector of 16 numbers "
+            r"\(FLOAT\[16\], FLOAT\[\], DOUBLE\[\] or TINYINT\[16\]\), not DECIMAL\(2,1\)",
         ),
         ("clip_score('x', 'y'::BLOB)", "clip_score: the query must be .*, not BLOB"),
         ("clip_text([1.0]::FLOAT[1])", r"clip_text: the query must be a VARCHAR, not FLOAT\[1\]"),
@@ -323,6 +329,50 @@ def test_wrong_arguments_are_named(con: duckdb.DuckDBPyConnection, expression: s
     with pytest.raises(duckdb.InvalidInputException, match=message):
         value(con, expression)
     assert value(con, "1") == 1
+
+
+@pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        ("1::HUGEINT", "HUGEINT"),
+        ("sum(1)", "HUGEINT"),
+        ("1::DECIMAL(18,3)", "DECIMAL(18,3)"),
+        ("TIMESTAMP_NS '2020-01-01'", "TIMESTAMP_NS"),
+        ("[TIMESTAMP_S '2020-01-01']", "TIMESTAMP_S[]"),
+        ("TIMESTAMP_MS '2020-01-01'", "TIMESTAMP_MS"),
+        ("TIMESTAMPTZ '2020-01-01'", "TIMESTAMP WITH TIME ZONE"),
+        ("TIME_NS '10:00'", "TIME_NS"),
+        ("{'n': 1::BIGNUM}", "STRUCT(n BIGNUM)"),
+        pytest.param(
+            "1::VARIANT",
+            "VARIANT",
+            marks=pytest.mark.skipif(duckdb.__version__.startswith("1."), reason="1.5 hands over no VARIANT"),
+        ),
+    ],
+)
+def test_types_are_named_as_duckdb_does(con: duckdb.DuckDBPyConnection, expression: str, name: str) -> None:
+    """What came is named as `typeof` names it, not as Arrow carries it."""
+    assert value(con, f"typeof({expression})") == name
+    with pytest.raises(duckdb.InvalidInputException, match=f"(?m), not {re.escape(name)}$"):
+        value(con, f"clip_error({expression})")
+
+
+@pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        ("uuid()", "UUID"),
+        ("{'path': '{}'::JSON}", "STRUCT(path JSON)"),
+        ("'101'::BIT", "BIT"),
+        ("TIMETZ '10:00:00+01'", "TIME WITH TIME ZONE"),
+        ("[1::HUGEINT]", "HUGEINT[]"),
+        ("true", "BOOLEAN"),
+    ],
+)
+def test_types_that_only_a_setting_tells(con: duckdb.DuckDBPyConnection, expression: str, name: str) -> None:
+    """Where DuckDB says that a text is a UUID or a JSON, it is no path, and a BIT no image."""
+    con.execute("SET arrow_lossless_conversion = true")
+    with pytest.raises(duckdb.InvalidInputException, match=f"(?m), not {re.escape(name)}$"):
+        value(con, f"clip_error({expression})")
 
 
 @pytest.mark.parametrize("number", ["'nan'::DOUBLE", "'inf'::DOUBLE", "'-inf'::DOUBLE", "NULL", "0"])

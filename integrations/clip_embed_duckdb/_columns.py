@@ -16,7 +16,9 @@ Counts = npt.NDArray[np.int64]
 
 _SQL_NAMES = {
     "bool": "BOOLEAN",
+    "bool8": "BOOLEAN",
     "date32[day]": "DATE",
+    "decimal128(38, 0)": "HUGEINT",  # or DECIMAL(38,0), which looks the same: sums are more common
     "double": "DOUBLE",
     "float": "FLOAT",
     "int8": "TINYINT",
@@ -25,7 +27,13 @@ _SQL_NAMES = {
     "int64": "BIGINT",
     "month_day_nano_interval": "INTERVAL",
     "null": "NULL",
+    "time64[ns]": "TIME_NS",
     "time64[us]": "TIME",
+    "time_tz": "TIME WITH TIME ZONE",
+    "timestamp[ms]": "TIMESTAMP_MS",
+    "timestamp[ns]": "TIMESTAMP_NS",
+    "timestamp[s]": "TIMESTAMP_S",
+    "timestamp[us]": "TIMESTAMP",
     "uint8": "UTINYINT",
     "uint16": "USMALLINT",
     "uint32": "UINTEGER",
@@ -46,7 +54,11 @@ def plain(column: Column) -> Column:
 
 
 def blobs_and_paths(column: Column) -> tuple[Column | None, Column | None] | None:
-    """Return the encoded images and the paths of a column; None where it holds neither."""
+    """Return the encoded images and the paths of a column; None where it holds neither.
+
+    DuckDB hands over a UUID or a JSON as a VARCHAR, a BIT or a GEOMETRY as a BLOB, and nothing tells them
+    apart: they are paths of no file and broken images. With `arrow_lossless_conversion` they are neither.
+    """
     kind = column.type
     if types.is_null(kind):
         return None, None
@@ -110,8 +122,17 @@ def _is_blob(kind: Kind) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
+def _is_variant(kind: Kind) -> bool:
+    """Whether it is DuckDB's VARIANT and not a STRUCT of such fields, which may all be NULL."""
+    names = [part.name for part in _fields(kind)]
+    return names == ["metadata", "value"] and not kind.field(0).nullable
+
+
 def sql_name(kind: Kind) -> str:
-    """Name an Arrow type as DuckDB does."""
+    """Name an Arrow type as DuckDB does, as far as it tells: a TIMETZ comes as TIME, a UUID as VARCHAR."""
+    if isinstance(kind, pa.BaseExtensionType):
+        name = str(getattr(kind, "type_name", kind.extension_name.removeprefix("arrow.")))
+        return _SQL_NAMES.get(name, name.upper())
     if is_text(kind):
         return "VARCHAR"
     if _is_blob(kind):
@@ -122,11 +143,12 @@ def sql_name(kind: Kind) -> str:
         return f"{sql_name(kind.value_type)}[]"
     if types.is_map(kind):
         return f"MAP({sql_name(kind.key_type)}, {sql_name(kind.item_type)})"
+    if types.is_struct(kind) and _is_variant(kind):
+        return "VARIANT"
     if types.is_struct(kind) or types.is_union(kind):
         parts = ", ".join(f"{part.name} {sql_name(part.type)}" for part in _fields(kind))
         return f"{'STRUCT' if types.is_struct(kind) else 'UNION'}({parts})"
-    if types.is_decimal(kind):
-        return f"DECIMAL({kind.precision},{kind.scale})"
-    if types.is_timestamp(kind):
-        return "TIMESTAMP" if kind.tz is None else "TIMESTAMP WITH TIME ZONE"
-    return _SQL_NAMES.get(str(kind), str(kind).upper())
+    if types.is_timestamp(kind) and kind.tz is not None:
+        return "TIMESTAMP WITH TIME ZONE"
+    other = f"DECIMAL({kind.precision},{kind.scale})" if types.is_decimal(kind) else str(kind).upper()
+    return _SQL_NAMES.get(str(kind), other)

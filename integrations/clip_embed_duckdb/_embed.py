@@ -42,8 +42,7 @@ class Call:
         if parts is None:
             raise TypeError(
                 f"{self.name}: the image must be a BLOB (an encoded image), a VARCHAR (a path), a "
-                f"STRUCT(bytes BLOB, path VARCHAR) or a vector FLOAT[{self.slot.dim}] or "
-                f"TINYINT[{self.slot.dim}], not {sql_name(column.type)}"
+                f"STRUCT(bytes BLOB, path VARCHAR) or {self._vector}, not {sql_name(column.type)}"
             )
         images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail)
         if images.left:
@@ -63,7 +62,7 @@ class Call:
             return self._texts(column.cast(pa.string()).dictionary_encode())
         vectors = None if texts_only else self._stored(column, "query")
         if vectors is None:
-            wanted = "a VARCHAR" if texts_only else f"a VARCHAR (a text) or a vector FLOAT[{self.slot.dim}]"
+            wanted = "a VARCHAR" if texts_only else f"a VARCHAR (a text) or {self._vector}"
             raise TypeError(f"{self.name}: the query must be {wanted}, not {sql_name(column.type)}")
         return vectors.first() if is_constant(vectors) else vectors, vectors.valid
 
@@ -83,6 +82,11 @@ class Call:
             if None in labels:
                 raise ValueError(f"{self.name}: a NULL stands among the labels {list(labels)}")
         return cast("list[tuple[tuple[str, ...], Rows]]", sets)
+
+    @property
+    def _vector(self) -> str:
+        dim = self.slot.dim
+        return f"a vector of {dim} numbers (FLOAT[{dim}], FLOAT[], DOUBLE[] or TINYINT[{dim}])"
 
     def _stored(self, column: Column, argument: str) -> Vectors | None:
         try:
