@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch
-from clip_embed._types import Float32
+from clip_embed._types import Float32, UInt8
 from clip_embed._vectors import unit_rows
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import calibrate, materialize, register
@@ -85,6 +88,57 @@ def test_images_themselves(clip: ClipEmbedder) -> None:
     assert all(0 <= value <= 100 for value in rated[:-1])
     materialize(con, "p", "img", into="emb")
     assert calibrate(con, "p", "emb").images == 12  # stamped: no warning
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing says which model")
+def test_what_only_the_connection_sees(con: duckdb.DuckDBPyConnection) -> None:
+    """A TEMP table, an Arrow table by its name and rows of an open transaction are read as any others."""
+    con.execute("CREATE TEMP TABLE passing AS FROM photos")
+    con.register("view", con.sql("SELECT emb FROM photos").to_arrow_table())
+    con.begin()
+    con.execute("CREATE TABLE fresh AS FROM photos")
+    con.execute("DELETE FROM photos WHERE id >= 2000")
+    images = {name: calibrate(con, name, "emb").images for name in ("passing", "view", "fresh", "photos")}
+    assert images == {"passing": 3000, "view": 3000, "fresh": 3000, "photos": 2000}
+    con.rollback()
+    assert calibrate(con, "photos", "emb").images == 3000
+
+
+@pytest.mark.parametrize("way", ["con.interrupt", "Ctrl-C"])
+def test_it_can_be_stopped(way: str) -> None:
+    """In the middle of its second chunk; the connection is then as good as before, and no macro was made."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Held(FakeModel):
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            if sum(self.calls[0]) > 2048:
+                reached.set()
+                assert go_on.wait(60)
+            return super().embed_images(pixels)
+
+    def stop() -> None:
+        assert reached.wait(60)
+        if way == "con.interrupt":
+            con.interrupt()
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    con = duckdb.connect()
+    register(con, ClipEmbedder(Held(), workers=1))
+    con.execute(
+        "CREATE TABLE p AS SELECT ('P6 2 1 255 ' || printf('%06d', range))::BLOB AS img FROM range(3000)"
+    )
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    try:
+        with pytest.raises((duckdb.Error, OSError, RuntimeError), match=r"(?i)interrupt"):
+            calibrate(con, "p", "img")
+        assert not go_on.is_set()  # so it did not wait for the model
+    finally:
+        go_on.set()
+        stopping.join()
+    assert not con.sql("SELECT 1 FROM duckdb_functions() WHERE function_name = 'clip_relevance'").fetchall()
+    assert calibrate(con, "p", "img").images == 3000
 
 
 def test_what_cannot_be_fitted_says_so(con: duckdb.DuckDBPyConnection) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, cast
 
 import duckdb
@@ -48,21 +49,22 @@ def calibrate(
     found = place.column(con, column)
     if found.type.endswith("]"):
         check(con, table, column, embedder)
-    own = con.cursor()
-    try:
-        relevance = relevance_of(embedder, _vectors(own, place, found))
-    finally:
-        own.close()
+    with closing(_vectors(con, place, found)) as vectors:
+        relevance = relevance_of(embedder, vectors)
     facts = {"name": quote(name), "middle": repr(relevance.middle), "spread": repr(relevance.spread)}
     facts["centre"] = str(relevance.centre.tolist())
     ask(con, _MACRO.format(**facts, dim=embedder.dim))
     return relevance
 
 
-def _vectors(con: duckdb.DuckDBPyConnection, table: Table, column: Column) -> Iterator[Float32]:
-    """Yield the unit vectors of a column in blocks, without those that are missing or failed."""
+def _vectors(con: duckdb.DuckDBPyConnection, table: Table, column: Column) -> Generator[Float32]:
+    """Yield the unit vectors of a column in blocks, without those that are missing or failed.
+
+    On the connection itself: a cursor sees no TEMP table and nothing of an open transaction.
+    """
     vectors = f"SELECT clip_image({column.sql}) AS vector FROM {table}"
     query = f"SELECT vector FROM ({vectors}) WHERE vector IS NOT NULL"
-    for batch in cast("Any", con.sql(query)).to_arrow_reader(_ROWS):
-        rows = batch.column(0)
-        yield unit_rows(rows.flatten().to_numpy().reshape(len(rows), -1))
+    with cast("Any", con.sql(query)).to_arrow_reader(_ROWS) as batches:
+        for batch in batches:
+            rows = batch.column(0)
+            yield unit_rows(rows.flatten().to_numpy().reshape(len(rows), -1))
