@@ -16,6 +16,8 @@ from PIL import Image
 from clip_embed import ClipEmbedder
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register
+from clip_embed_duckdb._functions import make_functions
+from clip_embed_duckdb._slot import Slot, State
 
 
 def picture(number: int) -> bytes:
@@ -142,6 +144,80 @@ def test_a_constant_text_is_embedded_once_a_query(con: duckdb.DuckDBPyConnection
     assert (
         sum(model.calls[1]) <= 2 * plans + 3
     )  # to a function it comes with each row, and counts once a chunk
+
+
+def test_explain_and_create_view_embed_no_image(con: duckdb.DuckDBPyConnection) -> None:
+    """Both plan a query, which folds its constant text, once or twice; the images are left alone."""
+    model = FakeModel()
+    register(con, ClipEmbedder(model, cache=None))
+    con.execute("CREATE TABLE t AS SELECT unnest(?::BLOB[]) img", [[picture(1), picture(2)]])
+    query = "SELECT *, clip_label(img, ['a', 'b']) FROM t WHERE clip_error(img) IS NULL ORDER BY {by}"
+    folded = "array_inner_product(clip_image(img), clip_text('red car'))"
+    for by, texts in ((folded, {0, 1, 2}), ("clip_sim(img, 'red car')", {0})):
+        for prefix in ("EXPLAIN ", "CREATE OR REPLACE VIEW v AS "):
+            before = sum(model.calls[1])
+            con.execute(prefix + query.format(by=by)).fetchall()
+            assert sum(model.calls[1]) - before in texts
+    assert not model.calls[0]
+    assert len(con.execute("FROM v").fetchall()) == 2
+    assert model.calls[0]
+
+
+def test_a_stored_vector_is_compared_in_the_form_of_an_index(con: duckdb.DuckDBPyConnection) -> None:
+    """The distance of a column and a constant in a Top-N is what an index answers; it ranks as clip_sim."""
+    register(con, ClipEmbedder(FakeModel()))
+    con.execute("CREATE TABLE t AS SELECT unnest(?::BLOB[]) img", [[picture(number) for number in range(50)]])
+    con.execute("CREATE TABLE v AS SELECT rowid AS id, clip_image(img) AS emb FROM t")
+    query = "SELECT id FROM v ORDER BY {by} LIMIT 5"
+    distance = "array_negative_inner_product(emb, clip_text('red'))"
+    plan = con.execute(f"EXPLAIN (FORMAT json) {query.format(by=distance)}").fetchall()[0][1]
+    assert "TOP_N" in plan
+    assert "clip_text" not in plan
+    nearest = [con.execute(query.format(by=by)).fetchall() for by in (distance, "clip_sim(emb, 'red')")]
+    assert nearest[0] == nearest[1]
+
+
+def test_a_call_may_have_no_rows() -> None:
+    """DuckDB may hand over nothing; then nothing is embedded, and the type is right all the same."""
+    model = FakeModel()
+    slot = Slot(model.dim)
+    slot.state = State(ClipEmbedder(model), "raise")
+    functions = make_functions(slot)
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    vectors = [pa.list_(pa.float32(), model.dim), pa.list_(pa.float64()), pa.list_(pa.int8(), model.dim)]
+    images = [pa.binary(), pa.string(), struct, pa.null(), *vectors]
+    seconds = {"clip_label": pa.list_(pa.string()), "clip_labels": pa.list_(pa.string())}
+    texts = ("clip_sim", "clip_score", "clip_predict", "clip_moderate", "_clip_query")
+    seconds |= dict.fromkeys(texts, pa.string())
+    for name, (function, _) in functions.items():
+        filled = function(*[pa.nulls(1, kind) for kind in (pa.string(), seconds.get(name)) if kind])
+        for image in [pa.string()] if name in ("clip_text", "_clip_query") else images:
+            kinds = [image, seconds[name]] if name in seconds else [image]
+            answer = function(*[pa.nulls(0, kind) for kind in kinds])
+            assert (len(answer), answer.type) == (0, filled.type), (name, image)
+    assert not any(model.calls)
+
+
+def test_one_macro_takes_all_types(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    """A macro with a type refuses a mere text in its place; ours have none, and take all."""
+    con.execute("CREATE TEMP MACRO typed(img BLOB) AS octet_length(img)")
+    with pytest.raises(duckdb.BinderException):
+        con.execute("SELECT typed('x')")
+    register(con, ClipEmbedder(FakeModel()))
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(1))
+    con.execute("CREATE TABLE t AS SELECT ?::BLOB AS img", [picture(1)])
+    vector = "clip_image(img)"
+    forms = ["img", f"'{path}'", f"'{path}'::ENUM('{path}')", "{'bytes': img, 'path': 'x'}", vector]
+    forms += [f"{vector}::FLOAT[]", f"{vector}::DOUBLE[]", f"{vector}::DOUBLE[16]", "NULL", "NULL::FLOAT[16]"]
+    scores = con.execute(
+        f"SELECT {', '.join(f'clip_score({form}, $q)' for form in forms)} FROM t", {"q": "red"}
+    )
+    values = scores.fetchall()[0]
+    assert values[:-2] == pytest.approx([values[0]] * (len(forms) - 2), abs=1e-6)
+    assert values[-2:] == (None, None)
+    kinds = con.execute("SELECT function_type FROM duckdb_functions() WHERE function_name = 'clip_score'")
+    assert sorted(kinds.fetchall()) == [("macro",), ("scalar",)]
 
 
 def test_functions_bind_in_windows_and_aggregates(con: duckdb.DuckDBPyConnection) -> None:
