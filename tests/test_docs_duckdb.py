@@ -51,11 +51,12 @@ def test_python_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
             continue
         exec(compile(block, "docs/duckdb.md", "exec"), namespace)  # noqa: S102 - the point of the test
         shown.append(capsys.readouterr().out)
-    first, _, labels, _, stored, twins, small, followed, errors, security = shown
+    first, _, labels, _, stored, again, twins, small, followed, errors, security = shown
     assert first.index("car_red") < first.index("panda") < first.index("torn.jpg")
     assert re.search(r"car +│ +2", labels)
     assert "done=8, failed=1" in stored
     assert stored.index("bridge_night") < stored.index("torn.jpg")
+    assert "done=2, failed=0, skipped=7" in again
     assert re.search(r"panda.jpg +│ photos/panda_again.jpg +│ +(1.0|0.99)", twins)
     assert "car_red" in small
     assert re.search(r"│ +(\d) │", followed)[1] == "1"  # type: ignore[index]

@@ -260,6 +260,19 @@ def test_nan_never_comes_out(con: duckdb.DuckDBPyConnection) -> None:
     assert [row[0] is None for row in rows] == [False, True, True]
 
 
+@pytest.mark.parametrize("setting", ["nulls_first", "nulls_last"])
+def test_where_nulls_sort_is_a_setting(con: duckdb.DuckDBPyConnection, setting: str) -> None:
+    """NULL comes first where the user has it so, unless NULLS LAST is written; clip_search has no NULLs."""
+    register(con, ClipEmbedder(FakeModel()))
+    con.execute("CREATE TABLE t AS SELECT unnest(?::BLOB[]) img", [[picture(1), None, b"bad", picture(2)]])
+    con.execute(f"SET default_null_order = '{setting}'")
+    query = "SELECT clip_score(img, 'red') IS NULL FROM t ORDER BY clip_sim(img, 'red')"
+    last = [(False,), (False,), (True,), (True,)]
+    assert con.execute(query).fetchall() == (last if setting == "nulls_last" else last[::-1])
+    assert con.execute(f"{query} NULLS LAST").fetchall() == last
+    assert len(con.execute("FROM clip_search('t', 'img', 'red')").fetchall()) == 2
+
+
 def test_files_of_another_file_system(con: duckdb.DuckDBPyConnection) -> None:
     """What is registered with DuckDB is read through it, and known again by its time."""
     fsspec = pytest.importorskip("fsspec")
