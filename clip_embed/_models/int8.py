@@ -20,6 +20,7 @@ from clip_embed.errors import ModelError
 
 _ONEDNN: Any = torch.ops.onednn
 _GAMMA_REACH = 3.0  # standard deviations of a channel that its scale has room for
+_MIDDLE = 128  # what stands for 0 in a row
 _MIGRATION = 0.5  # how much of an outlier moves into the weights: SmoothQuant's alpha
 _BOUNDS = Bounds(cosine=0.995, centred=0.98, company=1e-5)
 
@@ -66,7 +67,7 @@ class RowInt8Linear(nn.Module):
         flat = rows.reshape(-1, rows.shape[-1])
         lowest, highest = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
         scale = torch.maximum(highest, lowest.neg_()).clamp_(min=1e-12).div_(127)
-        products = self._weight.products((flat / scale).round_().to(torch.int8))
+        products = self._weight.products((flat / scale).round_().add_(_MIDDLE).to(torch.uint8))
         return torch.addcmul(self._bias, products, scale, out=products).view(*rows.shape[:-1], -1)
 
 
@@ -82,10 +83,14 @@ class Int8Weight:
         self._packed = _ONEDNN.qlinear_prepack(quantised, None)
 
     def products(self, rows: torch.Tensor) -> torch.Tensor:
-        """int8 (n, inputs) -> float32 (n, outputs), scaled; the sums themselves are exact."""
+        """uint8 (n, inputs), 128 for 0 -> float32 (n, outputs), scaled; the sums themselves are exact.
+
+        VNNI multiplies uint8 by int8. Of int8 by int8 oneDNN has fast products only for AMX.
+        """
         product = _ONEDNN.qlinear_pointwise(
-            rows, 1.0, 0, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+            rows, 1.0, _MIDDLE, self._packed, self._scale, self._zero,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
         return cast("torch.Tensor", product)
 
 
