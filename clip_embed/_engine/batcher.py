@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -24,8 +24,13 @@ Row = TypeVar("Row")
 Outcome: TypeAlias = "Float32 | MemoryError"
 Forward: TypeAlias = Callable[[Sequence[Row]], list[Outcome]]
 
-# What torch says besides "out of memory" where the memory of the machine ends.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What torch, its libraries and its devices say where memory ends.
+_OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "not enough memory",
+    "_status_alloc_failed", "host_allocation_failed",  # cuBLAS and cuDNN
+    "invalid buffer size",  # MPS
+    "error_out_of_device_memory", "error_out_of_host_memory", "error_out_of_resources",  # XPU
+)  # fmt: skip
 
 
 @dataclass(eq=False, slots=True)
@@ -101,15 +106,18 @@ class Batcher(Generic[Row]):
 class Halving(Generic[Row]):
     """Runs a tower over any number of rows; where memory runs out, over half as many at a time.
 
-    `tower` takes rows and gives float32 (n, d); `make_room` lets go of memory that is kept between calls.
-    What fitted is remembered for the next batches.
+    `tower` takes rows and gives float32 (n, d). `emptied` is held while they are tried again: in it nothing
+    else computes on the device, and nothing is kept there between calls. So what fails in it is too large,
+    and has not only met others. What fitted is remembered for the next batches.
     """
 
     def __init__(
-        self, tower: Callable[[Sequence[Row]], Float32], make_room: Callable[[], None] = lambda: None
+        self,
+        tower: Callable[[Sequence[Row]], Float32],
+        emptied: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._tower = tower
-        self._make_room = make_room
+        self._emptied = emptied
         self._most = sys.maxsize
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
@@ -118,25 +126,43 @@ class Halving(Generic[Row]):
         most_before = self._most
         while len(outcomes) < len(rows):
             part = rows[len(outcomes) : len(outcomes) + self._most]
-            try:
-                outcomes.extend(self._tower(part))
-                continue
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error)
-            # Out here the error is gone, and with it the frames that held the failed pass in memory.
-            self._make_room()
-            if len(part) > 1:
-                self._most = len(part) // 2
-                logger.warning("no memory for %d rows, going on with %d: %s", len(part), self._most, reason)
-            else:  # the size of the batch was not to blame
-                outcomes.append(MemoryError(reason))
+            found = self._try(part)
+            if isinstance(found, str):
+                with self._emptied():
+                    found = self._halve(part, found)
+            if isinstance(found, str):  # the size of the batch was not to blame
+                found = [MemoryError(found)]
                 self._most = most_before
+            outcomes += found
         return outcomes
 
+    def _halve(self, part: Sequence[Row], reason: str) -> list[Outcome] | str:
+        """Return the outcomes of the first of these rows, of as many as fit, or why a single one does not."""
+        size = len(part)
+        while True:
+            if size > 1:
+                logger.warning("no memory for %d rows, going on with %d: %s", size, size // 2, reason)
+                size //= 2
+                self._most = min(self._most, size)
+            found = self._try(part[:size])
+            if size == 1 or not isinstance(found, str):
+                return found
+            reason = found
 
-def is_out_of_memory(error: Exception) -> bool:
+    def _try(self, rows: Sequence[Row]) -> list[Outcome] | str:
+        """Return the outcomes of rows, or why memory did not suffice.
+
+        The error itself ends here, and with it the frames that hold the failed pass in memory.
+        """
+        try:
+            return list(self._tower(rows))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return str(error)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether a model failed because the memory of the device or the machine did not suffice."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported
         return True

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_embed._engine.batcher import is_out_of_memory
 from clip_embed._engine.device import device_kind
 from clip_embed._types import Float32, UInt8
 from clip_embed._vectors import unit_rows
@@ -54,9 +55,8 @@ class Lane:
         self.notes: list[str] = []
         """What did not hold and is not used, with the figures."""
         self._tower = tower
-        self._recordings: dict[tuple[int, ...], Tower | None] = {}  # None: seen once, or not to be recorded
+        self._recordings: dict[tuple[int, ...], Tower | None] = {}  # None: seen once
         self._plain_only = False
-        self._crowded = threading.Event()
 
     def __call__(self, pixels: UInt8) -> Float32:
         """uint8 (n, height, width, 3) -> float32 (n, d). What the device raises names it in a note."""
@@ -64,17 +64,15 @@ class Lane:
 
         try:
             with torch.inference_mode(), self._active():
-                if self._crowded.is_set():
-                    self._crowded.clear()
-                    self._clear()
                 return self._fetch(self._forward(self._stage(pixels)))
         except RuntimeError as error:
             error.add_note(f"on device {self.device}")
             raise
 
     def make_room(self) -> None:
-        """Let go, before the next batch, of what is kept between batches; from any thread."""
-        self._crowded.set()
+        """Let go of what is kept between batches; the lane must be at rest."""
+        with self._active():
+            self._clear()
 
     def _forward(self, staged: torch.Tensor) -> torch.Tensor:
         shape = tuple(staged.shape)
@@ -94,7 +92,12 @@ class Lane:
             recording = self._record(staged)
             recorded = recording(staged)
         except RuntimeError as error:
-            self._use_plain(f"recording the forward pass failed: {error}")
+            # An end of memory may be hidden behind what ending the recording raised in turn.
+            if is_out_of_memory(error) or is_out_of_memory(error.__context__):
+                logger.info("no CUDA graph of %d rows on %s: no memory", len(staged), self.device)
+                self._recordings[shape] = self._tower
+            else:
+                self._use_plain(f"recording the forward pass failed: {error}")
             return rows
         moved = _largest_change(rows, recorded)
         if moved <= MAX_RECORDED:  # False for NaN
@@ -207,19 +210,39 @@ class Lanes:
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in lanes:
             self._free.put(lane)
+        self._entry = threading.Lock()  # needed to take lanes, not to give them back
+        self._own = threading.local()
 
     def __call__(self, pixels: UInt8) -> Float32:
         """uint8 (n, height, width, 3) -> float32 (n, d); waits where all lanes are busy."""
-        lane = self._free.get()
+        if (own := getattr(self._own, "lane", None)) is not None:
+            return own(pixels)
+        with self._entry:
+            lane = self._free.get()
         try:
             return lane(pixels)
         finally:
             self._free.put(lane)
 
-    def make_room(self) -> None:
-        """Let all lanes let go of what they keep between batches."""
-        for lane in self._lanes:
-            lane.make_room()
+    @contextmanager
+    def emptied(self) -> Generator[None]:
+        """Hold all lanes, at rest and with nothing kept; what the calling thread runs meanwhile runs alone.
+
+        Those of other devices are held as well: they rest for a batch or two, once or twice in a run.
+        """
+        held: list[Lane] = []
+        with self._entry:
+            try:
+                while len(held) < len(self._lanes):
+                    held.append(self._free.get())
+                for lane in held:
+                    lane.make_room()
+                self._own.lane = held[0]
+                yield
+            finally:
+                self._own.lane = None
+                for lane in held:
+                    self._free.put(lane)
 
     @property
     def notes(self) -> list[str]:

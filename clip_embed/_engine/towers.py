@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
 
@@ -47,7 +48,7 @@ class Towers:
         self._opened: Model | None = None
         self._pid: int | None = None  # the process in which loading the weights was begun
         self._loaded = False
-        self._run_images = Halving(self._embed_pixels, self._make_room)
+        self._run_images = Halving(self._embed_pixels, self._emptied)
         self.begin_child()
         outlive_forks(self)
 
@@ -57,7 +58,7 @@ class Towers:
         self._turn = threading.RLock()
         self._cores = threading.Semaphore(usable_cores())
         self._images = Batcher(self._run_images, self._turn)
-        self._texts = Batcher(Halving(self._embed_texts, self._make_room), self._turn)
+        self._texts = Batcher(Halving(self._embed_texts, self._emptied), self._turn)
 
     @property
     def model(self) -> Model:
@@ -190,11 +191,10 @@ class Towers:
             self.load()
         computing()
 
-    def _make_room(self) -> None:
-        """Let the model let go of device memory that it keeps between batches."""
-        make_room = getattr(self.model, "make_room", None)
-        if callable(make_room):
-            make_room()
+    def _emptied(self) -> AbstractContextManager[object]:
+        """Return what the model holds while nothing else computes on its devices, nor is kept there."""
+        emptied = getattr(self.model, "emptied", nullcontext)
+        return emptied()
 
     def _embed_pixels(self, rows: Sequence[UInt8]) -> Float32:
         if len(shapes := {image.shape for image in rows}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -114,10 +115,9 @@ class ModelFolder:
         """What did not hold when it was checked and is not used, in sentences."""
         return [*self._placed.notes, *self._placed.images.notes] if self._placed else []
 
-    def make_room(self) -> None:
-        """Let go of GPU memory that is kept between batches."""
-        if self._placed:
-            self._placed.images.make_room()
+    def emptied(self) -> AbstractContextManager[object]:
+        """Return what to hold so that nothing else computes on the GPUs, nor is kept there."""
+        return self._placed.images.emptied() if self._placed else nullcontext()
 
     @cached_property
     def _towers(self) -> Any:  # noqa: ANN401 - transformers' CLIPModel or SiglipModel, imported late

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -202,10 +203,16 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    RuntimeError("Invalid buffer size: 24.00 GiB"),
+    RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    RuntimeError("level_zero backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)"),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_out_of_memory_halves_and_goes_on(error: Exception) -> None:
     """No row is lost, the order stays, and later batches begin with the size that fitted."""
     small = Small(5, error=error)
@@ -226,6 +233,23 @@ def test_a_row_that_never_fits_fails_alone() -> None:
     small.sizes.clear()
     run(range(20, 36))
     assert small.sizes == [16]
+
+
+def test_a_row_that_fits_once_there_is_room_is_tried_again() -> None:
+    """What was kept, or another batch, held the memory: with it gone the row has its vector, alone."""
+    small, held = Small(0), [0]
+
+    @contextmanager
+    def emptied() -> Iterator[None]:
+        held.append(1)
+        small._most = 1
+        yield
+        small._most = 0
+
+    rows = Halving[int](small, emptied)(range(2))
+    assert [row.tolist() for row in rows if not isinstance(row, MemoryError)] == [[0.0], [1.0]]
+    assert small.sizes == [2, 1, 1, 1]  # in company, alone, in company, alone
+    assert held == [0, 1, 1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ModelError("no"), ValueError("memory")])

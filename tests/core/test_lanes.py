@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_embed import ClipEmbedder, ModelError
+from clip_embed import ClipEmbedder, ImageBatchError, ModelError
 from clip_embed._engine.device import device_name, suggest_batch_size
 from clip_embed._engine.lanes import Lane
 from clip_embed._models import placing
@@ -24,6 +28,7 @@ from clip_embed.testing import FakeModel
 
 Float32 = npt.NDArray[np.float32]
 TWO = ["cpu", "cpu"]
+TIMEOUT = 120  # seconds until a deadlock becomes a failure
 TEXTS = ["a red car", "the dog", "x"]
 
 
@@ -60,6 +65,29 @@ class Gpu(Lane):
     def _clear(self) -> None:
         super()._clear()
         self.cleared += 1
+
+
+class Memory:
+    """What the lanes of one device share: so many images at once, those of a batch until it is done."""
+
+    def __init__(self, images: int) -> None:
+        self.refused = 0
+        self._free = images
+        self._lock = threading.Lock()
+
+    def run(self, tower: Callable[[torch.Tensor], torch.Tensor], staged: torch.Tensor) -> torch.Tensor:
+        """Compute, long enough for the other lane to come across."""
+        with self._lock:
+            if len(staged) > self._free:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self._free -= len(staged)
+        try:
+            time.sleep(0.02)
+            return tower(staged)
+        finally:
+            with self._lock:
+                self._free += len(staged)
 
 
 @pytest.fixture
@@ -266,6 +294,74 @@ def test_a_batch_far_too_large_finishes_with_the_same_vectors(
     np.testing.assert_allclose(clip.embed_images(photos), expected, atol=1e-5)
     assert max(size for gpu in gpus for size in gpu.plain + gpu.replayed) == 3
     assert sum(gpu.cleared for gpu in gpus) > 0
+
+
+@pytest.mark.parametrize(("batch_size", "room"), [(16, 8), (8, 8), (8, 12), (1, 1)])
+def test_lanes_that_share_memory_lose_nothing(
+    batch_size: int,
+    room: int,
+    gpus: list[Gpu],
+    clip_folder: Path,
+    photos: list[Image.Image],
+    expected: Float32,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What fits alone has its vector, though the other lane fills the memory whenever it computes."""
+    clip = embedder(clip_folder, batch_size=batch_size)
+    clip.load()
+    memory = Memory(room)
+    monkeypatch.setattr(Gpu, "records", False)
+    for gpu in gpus:
+        gpu._tower = partial(memory.run, gpu._real)
+    with ThreadPoolExecutor(2) as pool:  # two streams, which also give up at the same moment
+        runs = [pool.submit(clip.embed_images, photos) for _ in range(2)]
+        for run in runs:
+            np.testing.assert_allclose(run.result(TIMEOUT), expected, atol=1e-5)
+    assert memory.refused > 0
+
+
+def test_a_row_that_never_fits_leaves_the_lanes_to_the_others(
+    gpus: list[Gpu], clip_folder: Path, photos: list[Image.Image], expected: Float32
+) -> None:
+    """Both lanes come back after each failure, also that of a batch that raises something else."""
+    clip = embedder(clip_folder)
+    clip.load()
+    for gpu in gpus:
+        gpu.most = 0
+    with pytest.raises(ImageBatchError, match="30 of 30"):
+        clip.embed_images(photos)
+    for gpu in gpus:
+        gpu.most = 1000
+    np.testing.assert_allclose(clip.embed_images(photos), expected, atol=1e-5)
+    assert clip.model._placed.images._free.qsize() == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_no_memory_for_a_recording_keeps_that_size_from_being_recorded(
+    hidden: bool, gpus: list[Gpu], clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays with the plain pass, without another try; smaller ones are recorded, and nothing is noted."""
+    embedder(clip_folder).load()
+    gpu, pixels, record = gpus[0], np.zeros((6, 224, 224, 3), np.uint8), Gpu._record
+    tried: list[int] = []
+
+    def fail(lane: Gpu, staged: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        tried.append(len(staged))
+        if len(staged) <= 3:
+            return record(lane, staged)
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if hidden:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Gpu, "_record", fail)
+    gpu.replayed.clear()
+    for count in (6, 6, 6, 6, 3, 3, 3):
+        gpu(pixels[:count])
+    assert tried == [6, 3]
+    assert gpu.replayed == [3, 3]
+    assert gpu.notes == []
 
 
 def test_patches_by_a_product(clip_folder: Path, siglip_folder: Path) -> None:
