@@ -11,15 +11,17 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from clip_embed._models.fidelity import photo_like
 from clip_embed._types import Float32, ImageSpec, Model, UInt8
-from clip_embed.errors import MissingExtra, ModelUnsupported
-from clip_embed.offline import OfflineModel, _packages
+from clip_embed.errors import MissingExtra, ModelError, ModelUnsupported
+from clip_embed.offline import OfflineModel, _model, _packages
 from clip_embed.offline._colour import colour_parts
 from clip_embed.offline._colour_words import COLOUR_TERMS, parse_colours
 from clip_embed.offline._heads import ConseHeads, LooksHeads
@@ -114,6 +116,69 @@ def test_features_of_the_plain_network() -> None:
         plain = network.extract_features((torch.tensor(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
     found = ImageTower("cpu")(pixels)
     np.testing.assert_allclose(found.features, plain.mean(dim=(2, 3)).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def as_tf32(numbers: torch.Tensor) -> torch.Tensor:
+    """The ten bits of float32 that the tensor cores of a GPU keep by TF32."""
+    bits = numbers.contiguous().view(torch.int32) + 0x1000
+    return (bits & ~0x1FFF).view(torch.float32)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let the model take a device for a GPU that is the CPU."""
+    monkeypatch.setattr(_model, "resolve_device", lambda _: "cpu:0")
+    return monkeypatch
+
+
+def test_nothing_on_a_gpu_is_left_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where cuDNN rounds all convolutions that it gets, vectors stay where they are: it gets none.
+
+    torch leaves to it all but those of each channel by itself in float32 with channels first.
+    """
+    convolve = torch.nn.functional.conv2d
+
+    def rounding(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+        if len(weight) == hidden.shape[1] == rest[-1] and hidden.is_contiguous():
+            return convolve(hidden, weight, *rest)
+        return convolve(as_tf32(hidden), as_tf32(weight), *rest)
+
+    pixels = photo_like((260, 260), 3)
+    right = ImageTower("cpu")(pixels)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", rounding)
+    found = ImageTower("cpu:0")(pixels)
+    np.testing.assert_allclose(found.features, right.features, atol=3e-5)
+    np.testing.assert_allclose(found.logits, right.logits, atol=3e-5)
+
+
+@pytest.mark.parametrize("spoilt", ["images", "texts", "TF32"])
+def test_a_gpu_that_computes_otherwise_is_refused(spoilt: str, gpu: pytest.MonkeyPatch) -> None:
+    """On each try, with the figures, also where it rounds to TF32 after all; a right one is taken."""
+    images, texts, convolve = ImageTower.__call__, TextTower.__call__, torch.nn.functional.conv2d
+
+    def rounding(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+        return convolve(as_tf32(hidden), as_tf32(weight), *rest)
+
+    def of_images(tower: ImageTower, pixels: UInt8) -> ImageFeatures:
+        on_gpu = tower._device == "cpu:0"
+        if spoilt == "TF32" and on_gpu:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.nn.functional, "conv2d", rounding)
+                return images(tower, pixels)
+        return images(tower, np.roll(pixels, 1, 0) if on_gpu and spoilt == "images" else pixels)
+
+    def of_texts(tower: TextTower, given: Sequence[str], *, shown: Sequence[str] | None = None) -> Float32:
+        rows = texts(tower, given, shown=shown)
+        return np.roll(rows, 1, 0) if tower._encoder.device.index == 0 and spoilt == "texts" else rows
+
+    gpu.setattr(ImageTower, "__call__", of_images)
+    gpu.setattr(TextTower, "__call__", of_texts)
+    refused = OfflineModel("cuda")
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"offline on cpu:0 moves vectors too far .* smallest cosine"):
+            refused.load()
+    spoilt = ""
+    refused.load()
 
 
 def test_texts_any_batch_size(model: OfflineModel) -> None:

@@ -1,7 +1,8 @@
-"""How far the vectors of a faster way are from those of float32, and the images that this is tried on."""
+"""How far the vectors of another way are from those of float32, and what this is tried on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,14 @@ import numpy as np
 from clip_embed._types import Float32, UInt8
 from clip_embed._vectors import unit_rows
 
+EmbedImages = Callable[[UInt8], Float32]
+EmbedTexts = Callable[[Sequence[str]], Float32]
+
 _CHECK_IMAGES = 8
+_TEXTS = (
+    "a red car", "two dogs on a beach", "the skyline of a city at night", "a bowl of soup", "x",
+    "a black and white photo of an old woman", "trees", "a blue door in a white wall",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +27,12 @@ class Bounds:
     cosine: float
     centred: float
     company: float
+
+
+LOW = Bounds(cosine=0.995, centred=0.98, company=5e-3)
+"""What a device must hold in half the bits."""
+FULL = Bounds(cosine=0.9999, centred=0.999, company=1e-4)
+"""What it must hold in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,35 @@ def compare(expected: Float32, found: Float32, first: Float32) -> Fidelity:
         centred=_smallest_cosine(right - mean, rows - mean),
         company=float(np.abs(rows[:1] - alone).max()),
     )
+
+
+def worst(found: Iterable[Fidelity]) -> Fidelity:
+    """Return the one of the smallest centred cosine; NaN before all."""
+    return min(found, key=lambda each: (-np.inf if np.isnan(each.centred) else each.centred, -each.company))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Fixed images and texts, and their vectors in float32 on the CPU."""
+
+    pixels: UInt8
+    images: Float32
+    texts: Float32
+
+    @classmethod
+    def of(cls, edge: int, embed_images: EmbedImages, embed_texts: EmbedTexts) -> Check:
+        """Embed them on the CPU; `edge` is the side of the images."""
+        pixels = photo_like((edge, edge))
+        return cls(pixels, embed_images(pixels), embed_texts(_TEXTS))
+
+    def of_images(self, embed: EmbedImages) -> Fidelity:
+        """Embed the images three times, so that a recording is made and replayed; the worst counts."""
+        alone = embed(self.pixels[:1])
+        return worst(compare(self.images, embed(self.pixels), alone) for _ in range(3))
+
+    def of_texts(self, embed: EmbedTexts) -> Fidelity:
+        """The same for the texts, once."""
+        return compare(self.texts, embed(_TEXTS), embed(_TEXTS[:1]))
 
 
 def _smallest_cosine(left: Float32, right: Float32) -> float:

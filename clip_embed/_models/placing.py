@@ -14,24 +14,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from clip_embed._engine.device import device_kind, devices_of
 from clip_embed._engine.lanes import CudaLane, Lane, Lanes, Tower, lanes_of
-from clip_embed._models.fidelity import Bounds, Fidelity, compare, photo_like
+from clip_embed._models import fidelity
+from clip_embed._models.fidelity import Check, worst
 from clip_embed._models.low_precision import products_for_patches, use_dtype
 from clip_embed._models.precision import FULL
 from clip_embed._types import Float32, UInt8
 from clip_embed.errors import ModelError
 
 logger = logging.getLogger(__name__)
-
-_LOW = Bounds(cosine=0.995, centred=0.98, company=5e-3)
-_FULL = Bounds(cosine=0.9999, centred=0.999, company=1e-4)
-_TEXTS = (
-    "a red car", "two dogs on a beach", "the skyline of a city at night", "a bowl of soup", "x",
-    "a black and white photo of an old woman", "trees", "a blue door in a white wall",
-)  # fmt: skip
 
 
 class Ways(NamedTuple):
@@ -56,25 +48,6 @@ class Placed:
     """What a forward pass takes of the memory of a device, where it can be measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """Fixed images and texts, and their vectors in float32 on the CPU."""
-
-    pixels: UInt8
-    images: Float32
-    texts: Float32
-
-    def of_images(self, lane: Lane) -> Fidelity:
-        """Embed the images three times, so that a recording is made and replayed; the worst counts."""
-        alone = lane(self.pixels[:1])
-        rows = [lane(self.pixels) for _ in range(3)]
-        return min((compare(self.images, each, alone) for each in rows), key=_badness)
-
-    def of_texts(self, embed: Callable[[Sequence[str]], Float32]) -> Fidelity:
-        """The same for the texts."""
-        return compare(self.texts, embed(_TEXTS), embed(_TEXTS[:1]))
-
-
 class _OnOne(NamedTuple):
     """A model on one device."""
 
@@ -95,9 +68,8 @@ def place(
 
     Raises ModelError with the figures where a device gives other vectors than the CPU even in float32.
     """
-    pixels = photo_like((edge, edge))
-    images = Lane(ways.image_tower(towers, "cpu"), "cpu")(pixels)
-    check = _Check(pixels, images, ways.embed_texts(towers, "cpu", _TEXTS))
+    here = Lane(ways.image_tower(towers, "cpu"), "cpu")
+    check = Check.of(edge, here, partial(ways.embed_texts, towers, "cpu"))
     placed = [_place_one(towers, name, precision, check, ways) for name in devices_of(device)]
     in_turn = [lane for lanes in zip(*(each.lanes for each in placed), strict=True) for lane in lanes]
     notes = [note for each in placed for note in each.notes]
@@ -109,24 +81,24 @@ def _place_one(
     towers: Any,  # noqa: ANN401
     device: str,
     precision: str,
-    check: _Check,
+    check: Check,
     ways: Ways,
 ) -> _OnOne:
     """Put a copy on one device, in float32 where it does not hold in the precision asked for."""
     notes: list[str] = []
     for way in dict.fromkeys((precision, "fp32")):
-        bounds = _FULL if way in FULL else _LOW
+        bounds = fidelity.FULL if way in FULL else fidelity.LOW
         model = _on(towers, device, way)
         tower = ways.image_tower(model, device)
         lanes = [open_lane(tower, device) for _ in range(lanes_of(device))]
         used = _bytes_per_image(tower, device, check.pixels)
         found = [check.of_images(lane) for lane in lanes]
         found.append(check.of_texts(partial(ways.embed_texts, model, device)))
-        worst = min(found, key=_badness)
-        if worst.within(bounds):
-            logger.info("%s on %s: %s", way, device, worst.against(bounds))
+        least = worst(found)
+        if least.within(bounds):
+            logger.info("%s on %s: %s", way, device, least.against(bounds))
             return _OnOne(model, lanes, notes, used)
-        figures = f"{way} on {device} moves vectors too far from float32 on the CPU: {worst.against(bounds)}"
+        figures = f"{way} on {device} moves vectors too far from float32 on the CPU: {least.against(bounds)}"
         if way in FULL:
             raise ModelError(f"{figures}; device, driver or torch computes wrongly: take another device")
         notes.append(f"{figures}; it computes in fp32 instead")
@@ -164,8 +136,3 @@ def _bytes_per_image(tower: Tower, device: str, pixels: UInt8) -> int | None:
             torch.cuda.synchronize(device)  # also for the lanes' streams, which read the weights
             peaks.append(torch.cuda.max_memory_allocated(device) - before)
     return max(1, (peaks[2] - peaks[1]) // (len(pixels) - 1))
-
-
-def _badness(found: Fidelity) -> tuple[float, float]:
-    """Order by centred cosine, the worst first; NaN before all."""
-    return (-np.inf if np.isnan(found.centred) else found.centred, -found.company)

@@ -31,6 +31,7 @@ Features = Callable[[torch.Tensor], torch.Tensor]
 def load_efficientnet(device: str) -> tuple[Features, nn.Linear]:
     """Return what gives the feature map, float32 (n, 3, 260, 260) -> (n, 1280, 9, 9), and the classifier.
 
+    It reads and gives channels last on a CPU, channels first elsewhere.
     Raises ModelUnsupported where the weights are not those that the model was made for.
     """
     network = import_module(IMAGE_TOWER_CODE).EfficientNet.from_name("efficientnet-lite2")
@@ -39,8 +40,10 @@ def load_efficientnet(device: str) -> tuple[Features, nn.Linear]:
     _fold_batch_norms(network)
     _clamp_in_place(network)
     _pad_in_convolutions(network)
-    if device == "cpu" and cast("Any", torch.backends.mkldnn).is_available():
-        _multiply_by_onednn(network)
+    if device != "cpu":
+        _replace(network, _Product, lambda layer: layer.groups == 1)
+    elif cast("Any", torch.backends.mkldnn).is_available():
+        _replace(network, _Pointwise, lambda layer: layer.kernel_size == (1, 1))
     network.to(device)
     blocks = list(network.get_submodule("_blocks").children())
     wide = nn.Sequential(*_parts(network, "_conv_stem", "_bn0", "_swish"), *blocks[:_WIDE])
@@ -118,8 +121,39 @@ class _Pointwise(nn.Module):
         return cast("torch.Tensor", convolve(hidden, self.weight, self.bias, [0, 0], [1, 1], [1, 1], 1))
 
 
-def _multiply_by_onednn(network: nn.Module) -> None:
+class _Product(nn.Module):
+    """A convolution as a matrix product: the same sums, and in float32 on any device.
+
+    torch lets cuDNN round the inputs of convolutions to TF32 unless told otherwise for the whole process,
+    which takes some photos' vectors to a cosine of 0.9991 with float32's. The convolutions left are those of
+    each channel by itself: torch has a kernel of its own for them, as long as channels come first.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, cast("torch.Tensor", layer.bias)
+        self._pad = cast("nn.Module", layer.static_padding)
+        self._unfold = (
+            nn.Flatten(2)
+            if layer.kernel_size == (1, 1)
+            else nn.Unfold(layer.kernel_size, padding=cast("Any", layer.padding), stride=layer.stride)
+        )
+        self._stride = layer.stride[0]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (n, inputs, h, h) -> (n, outputs, h / stride, h / stride)."""
+        edge = -(-hidden.shape[2] // self._stride)
+        columns = self._unfold(self._pad(hidden))
+        weight = self.weight.flatten(1).expand(len(hidden), -1, -1)
+        products = torch.baddbmm(self.bias[:, None], weight, columns)
+        return products.reshape(*products.shape[:2], edge, edge)
+
+
+def _replace(
+    network: nn.Module, by: Callable[[nn.Conv2d], nn.Module], which: Callable[[nn.Conv2d], bool]
+) -> None:
+    """Put another module in the place of the convolutions chosen."""
     for module in network.modules():
         for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-                setattr(module, name, _Pointwise(layer))
+            if isinstance(layer, nn.Conv2d) and which(layer):
+                setattr(module, name, by(layer))

@@ -56,7 +56,8 @@ class ImageTower:
 
         with torch.inference_mode():
             inputs = torch.tensor(pixels, device=self._device).permute(0, 3, 1, 2).float()
-            inputs = ((inputs - PIXEL_MEAN) / PIXEL_SCALE).contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if self._device == "cpu" else torch.contiguous_format
+            inputs = ((inputs - PIXEL_MEAN) / PIXEL_SCALE).contiguous(memory_format=layout)
             feature_map = self._feature_map(inputs)
             features = feature_map.mean(dim=(2, 3))
             logits = self.classifier(features)
