@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -154,30 +155,32 @@ def test_nothing_on_a_gpu_is_left_to_tf32(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("spoilt", ["images", "texts", "TF32"])
 def test_a_gpu_that_computes_otherwise_is_refused(spoilt: str, gpu: pytest.MonkeyPatch) -> None:
     """On each try, with the figures, also where it rounds to TF32 after all; a right one is taken."""
-    images, texts, convolve = ImageTower.__call__, TextTower.__call__, torch.nn.functional.conv2d
+    open_on, convolve = _model._Loaded.on, torch.nn.functional.conv2d
 
     def rounding(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401
         return convolve(as_tf32(hidden), as_tf32(weight), *rest)
 
-    def of_images(tower: ImageTower, pixels: UInt8) -> ImageFeatures:
-        on_gpu = tower._device == "cpu:0"
-        if spoilt == "TF32" and on_gpu:
+    def spoil(device: str) -> _model._Loaded:
+        right = open_on(device)
+
+        def in_tf32(pixels: UInt8) -> ImageFeatures:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(torch.nn.functional, "conv2d", rounding)
-                return images(tower, pixels)
-        return images(tower, np.roll(pixels, 1, 0) if on_gpu and spoilt == "images" else pixels)
+                return right.images(pixels)
 
-    def of_texts(tower: TextTower, given: Sequence[str], *, shown: Sequence[str] | None = None) -> Float32:
-        rows = texts(tower, given, shown=shown)
-        return np.roll(rows, 1, 0) if tower._encoder.device.index == 0 and spoilt == "texts" else rows
+        spoilt_parts: dict[str, dict[str, Any]] = {
+            "images": {"images": lambda pixels: right.images(np.roll(pixels, 1, axis=0))},
+            "texts": {"texts": lambda texts, shown: np.roll(right.texts(texts, shown=shown), 1, axis=0)},
+            "TF32": {"images": in_tf32},
+        }
+        return replace(right, **spoilt_parts[spoilt]) if device == "cpu:0" else right
 
-    gpu.setattr(ImageTower, "__call__", of_images)
-    gpu.setattr(TextTower, "__call__", of_texts)
     refused = OfflineModel("cuda")
-    for _ in range(2):
-        with pytest.raises(ModelError, match=r"offline on cpu:0 moves vectors too far .* smallest cosine"):
-            refused.load()
-    spoilt = ""
+    with gpu.context() as patch:
+        patch.setattr(_model._Loaded, "on", spoil)
+        for _ in range(2):
+            with pytest.raises(ModelError, match=r"offline on cpu:0 moves vectors too far .* cosine"):
+                refused.load()
     refused.load()
 
 

@@ -207,7 +207,8 @@ def test_trained_weights(encode: Callable[..., bytes]) -> None:
     nvjpeg = [pixels for pixels in decoder.decode(files) if pixels is not None]
     assert len(nvjpeg) == len(files)
     here, there = OfflineModel("cpu"), OfflineModel("cuda")
-    features = [lambda pixels, tower=ImageTower(name): tower(pixels).features for name in ("cpu", "cuda")]
+    towers = ImageTower("cpu"), ImageTower("cuda")
+    features = [lambda pixels, tower=tower: tower(pixels).features for tower in towers]
     for on_cpu, on_gpu in (features, (here.embed_images, there.embed_images)):
         right = on_cpu(exact)
         assert smallest_cosine(on_gpu(exact), right) >= 0.99999  # TF32 comes to 0.9991
