@@ -205,11 +205,10 @@ class ClipEmbedder:
         """
         self._towers.check_process()
         towers = self._through_cache()
-        # One thread more hands to the GPU's own decoder what no process is free for.
-        workers = self._threads + (1 if towers.processes and towers.open_gpu_jpeg() else 0)
+        prepare, workers = towers.prepare_on(self._threads)
         return ImageStream(
             _iterate(images),
-            prepare=towers.prepare_all,
+            prepare=prepare,
             forward=towers.forward,
             finish=towers.finish,
             streams=self._towers.lanes or min(workers, self._towers.streams),
@@ -247,7 +246,7 @@ class ClipEmbedder:
             pad=self._with_torch,
             with_torch=self._with_torch,
             processes=towers.processes,
-            gpu_jpeg=towers.open_gpu_jpeg() if towers.processes else None,
+            gpu_jpeg=towers.open_gpu_jpeg(),
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._engine.decode_processes import Chunk, DecodeProcesses
 from clip_embed._engine.device import device_kind, devices_of
-from clip_embed._engine.prepared import Prepared, one_by_one
+from clip_embed._engine.prepared import Prepare, Prepared, beside, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg
 from clip_embed._images.pixels import prepare_pixels
@@ -59,32 +59,44 @@ class CachedTowers:
         self._with_torch = with_torch
         self.processes = processes
         self._opening = threading.Lock()
-        self._gpu_jpeg: GpuJpeg | Literal["not opened"] | None = "not opened"
+        self._gpu_jpeg: GpuJpeg | str | None = None  # None: not opened yet; a text says why there is none
         space = towers.space if cache is not None else ""
         limits = f"failure max_pixels={policy.max_pixels} max_bytes={policy.max_bytes} {recipe}"
         self._images = _Names.of(space, recipe.image_sources())
         self._texts = _Names.of(space, recipe.text_sources())
         self._failures = _Names.of(space, [limits])
 
+    def prepare_on(self, cores: int) -> tuple[Prepare, int]:
+        """Return what prepares images on so many cores, and the threads that it wants.
+
+        Where a GPU decodes too, one thread more hands to it what comes while all cores are busy.
+        """
+        gpu_jpeg = self.open_gpu_jpeg()
+        if isinstance(gpu_jpeg, str):
+            return self.prepare_all, cores
+        return beside(cores, self.prepare_all, partial(self._on_gpu, gpu_jpeg)), cores + 1
+
     def prepare_all(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
         """Prepare some images, where a chunk of them finds a decode process free in that; in order."""
-        if self.processes is not None:
-            chunk = self.processes.decode(sources, self.remembered)
-            if chunk is not None:
-                return self._from(chunk, sources)
-            if len(sources) > 1 and (gpu_jpeg := self.open_gpu_jpeg()) is not None:
-                return self._on_gpu(gpu_jpeg, sources)
-        return one_by_one(self.prepare)(sources)
+        chunk = self.processes.decode(sources, self.remembered) if self.processes else None
+        return one_by_one(self.prepare)(sources) if chunk is None else self._from(chunk, sources)
 
-    def open_gpu_jpeg(self) -> GpuJpeg | None:
-        """Return what decodes on the GPU the chunks that no process has time for; None where nothing can."""
-        with self._opening:
-            if self._gpu_jpeg == "not opened":
-                self._gpu_jpeg = None
-                device = devices_of(self._towers.device)[0]
-                if device_kind(device) == "cuda" and self._recipe.pixels == "fast":
-                    self._gpu_jpeg = open_gpu_jpeg(device, self._towers.model.image_spec, self._policy)
-            return self._gpu_jpeg
+    def open_gpu_jpeg(self) -> GpuJpeg | str:
+        """Return what decodes on the GPU, or why nothing does."""
+        if self._gpu_jpeg is None:
+            with self._opening:
+                self._gpu_jpeg = self._gpu_jpeg or self._open_gpu_jpeg()
+        return self._gpu_jpeg
+
+    def _open_gpu_jpeg(self) -> GpuJpeg | str:
+        if not self._with_torch:
+            return "it is for models that are given by name"
+        if self._recipe.pixels != "fast":
+            return "its pixels are not the reference's"
+        device = devices_of(self._towers.device)[0]  # torchvision keeps one decoder for all: on one device
+        if device_kind(device) != "cuda":
+            return "it needs a CUDA device"
+        return open_gpu_jpeg(device, self._towers.model.image_spec, self._policy)
 
     def _from(self, chunk: Chunk, sources: Sequence[object]) -> list[Prepared | ImageError]:
         """Return what a decode process gave, as `prepare` would have given it."""

@@ -1,7 +1,8 @@
-"""What a decode thread makes of images."""
+"""What a decode thread makes of images, and who makes it."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -39,3 +40,18 @@ def one_by_one(prepare: Callable[[object], Prepared]) -> Prepare:
             return ImageError(str(error), retryable=error.retryable)
 
     return lambda sources: [outcome(source) for source in sources]
+
+
+def beside(cores: int, on_cores: Prepare, elsewhere: Prepare) -> Prepare:
+    """Return what prepares on so many cores at once, and elsewhere what comes while all of them are busy."""
+    free = threading.Semaphore(cores)
+
+    def prepare(sources: Sequence[object]) -> list[Prepared | ImageError]:
+        if not free.acquire(blocking=False):
+            return elsewhere(sources)
+        try:
+            return on_cores(sources)
+        finally:
+            free.release()
+
+    return prepare

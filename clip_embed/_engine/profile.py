@@ -6,16 +6,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import cast
 
 import numpy as np
 
 from clip_embed._engine.decode_processes import DecodeProcesses
+from clip_embed._engine.device import device_kind
 from clip_embed._engine.pipeline import ImageStream
-from clip_embed._engine.prepared import Prepare, Prepared, one_by_one
+from clip_embed._engine.prepared import Prepare, Prepared, beside, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import STAGES, Profile
 from clip_embed._images.gpu_jpeg import GpuJpeg
@@ -68,6 +70,7 @@ class _TimedModel:
         self.dim, self.space, self.image_spec = model.dim, model.space, model.image_spec
         self.parallel = getattr(model, "parallel", False)
         self.lanes: int = getattr(model, "lanes", 0)
+        self.emptied = getattr(model, "emptied", nullcontext)
         self.embed_texts = model.embed_texts
 
     def embed_images(self, pixels: UInt8, /) -> Float32:
@@ -88,7 +91,8 @@ class Profiler:
     pad: bool
     with_torch: bool
     processes: DecodeProcesses | None = None
-    gpu_jpeg: GpuJpeg | None = None
+    gpu_jpeg: GpuJpeg | str = "not asked for"
+    """What decodes on the GPU, or why nothing does."""
 
     def run(self, images: Iterable[object]) -> Profile:
         """Embed the images three times over: whole, without the forward pass, and without decoding.
@@ -98,18 +102,16 @@ class Profiler:
         sources = list(images)
         if not sources:
             raise ValueError("there are no images to measure with")
-        watch = _Stopwatch()
+        watch, idle = _Stopwatch(), _Stopwatch()
         kept: list[UInt8] = []
-        idle = _Stopwatch()
-        towers = self._towers(self.model)
+        towers, timed = self._towers(self.model), self._towers(_TimedModel(self.model, watch))
         if self.processes is not None:
             self.processes.wait(_START)
         # A first batch prepares what would else be prepared while it is measured.
         first = sources[: self.batch_size]
         self._time(first, self._prepare(idle, []), self._forward(towers, idle), towers)
-        towers = self._towers(_TimedModel(self.model, watch))
-        forward, busy = self._forward(towers, watch), time.thread_time()
-        seconds, failed = self._time(sources, self._prepare(watch, kept), forward, towers)
+        forward, busy = self._forward(timed, watch), time.thread_time()
+        seconds, failed = self._time(sources, self._prepare(watch, kept), forward, timed)
         watch.add("hand-over", max(0.0, time.thread_time() - busy - watch.own()))
         nothing: Float32 = np.zeros(self.model.dim, np.float32)
         decoding, _ = self._time(
@@ -131,9 +133,16 @@ class Profiler:
             batch_size=self.batch_size,
             workers=self.workers,
             processes=self.processes.count if self.processes else 0,
-            gpu_jpeg=self.gpu_jpeg is not None,
-            notes=tuple(getattr(self.model, "notes", ())),
+            gpu_jpeg=isinstance(self.gpu_jpeg, GpuJpeg),
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return what is not used, and why."""
+        notes: list[str] = [*getattr(self.model, "notes", ())]
+        if isinstance(self.gpu_jpeg, str) and device_kind(self.device) == "cuda":
+            notes.append(f"no nvJPEG: {self.gpu_jpeg}")
+        return tuple(notes)
 
     def _towers(self, model: Model) -> Towers:
         return Towers(lambda: model, device=self.device, batch_size=self.batch_size, pad=self.pad)
@@ -159,7 +168,7 @@ class Profiler:
             if self.processes is not None:
                 chunk = self.processes.decode(sources, lambda _: None)
             if chunk is None:
-                return self._on_gpu(sources, watch, here) if len(sources) > 1 else here(sources)
+                return here(sources)
             for stage, seconds in zip(STAGES, chunk.seconds, strict=False):  # the first three
                 watch.add(stage, seconds)
             return [
@@ -169,18 +178,18 @@ class Profiler:
                 for pixels in chunk.pixels
             ]
 
-        return prepare_all
+        if isinstance(self.gpu_jpeg, str):
+            return prepare_all
+        return beside(self.workers, prepare_all, partial(self._on_gpu, self.gpu_jpeg, watch, here))
 
     def _on_gpu(
-        self, sources: Sequence[object], watch: _Stopwatch, here: Prepare
+        self, gpu_jpeg: GpuJpeg, watch: _Stopwatch, here: Prepare, sources: Sequence[object]
     ) -> list[Prepared | ImageError]:
-        """Prepare a chunk that no process is free for, on the GPU where that decodes, else here."""
-        if self.gpu_jpeg is None:
-            return here(sources)
+        """Prepare on the GPU a chunk that no core is free for, and here what is not for it."""
         with watch.stage("read"):
             files = [_file(source, self.policy) for source in sources]
         with watch.stage("decode"):
-            decoded = self.gpu_jpeg.decode(files)
+            decoded = gpu_jpeg.decode(files)
         return [
             here([source])[0] if pixels is None else Prepared(b"", pixels)
             for source, pixels in zip(sources, decoded, strict=True)
@@ -217,7 +226,7 @@ class Profiler:
             own_threads=bool(towers.lanes),
             dim=self.model.dim,
             batch_size=self.batch_size,
-            workers=self.workers + (1 if self.gpu_jpeg else 0),
+            workers=self.workers + isinstance(self.gpu_jpeg, GpuJpeg),
         ) as stream:
             failed = sum(len(batch.failures) for batch in stream)
         return time.perf_counter() - start, failed

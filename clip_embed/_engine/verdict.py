@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clip_embed._engine.device import is_gpu
+from clip_embed._engine.device import device_kind, is_gpu
 
 STAGES = ("read", "decode", "resize", "copy", "forward", "hand-over")
 _BAR = 24
@@ -42,7 +42,7 @@ class Profile:
     gpu_jpeg: bool = False
     """nvJPEG decodes beside them what none of them is free for."""
     notes: tuple[str, ...] = ()
-    """What is faster, but did not hold when the model checked it, and is not used."""
+    """What is faster and not used, and why: it is not there, or did not hold when it was checked."""
 
     @property
     def images_per_second(self) -> float:
@@ -87,6 +87,8 @@ class Profile:
         if bound == "forward" and not is_gpu(self.device):
             faster = 'precision="auto", ' if self.precision == "exact" else ""
             return f"Faster: {faster}a GPU, more cores, or a smaller model."
+        if bound == "decode" and device_kind(self.device) == "cuda" and not self.gpu_jpeg:
+            return _ADVICE[bound].replace("smaller", "nvJPEG by torchvision with CUDA, smaller")
         return _ADVICE[bound]
 
     def as_dict(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ Codec = Callable[[Sequence[bytes]], "list[torch.Tensor]"]
 
 MAX_GREY = 0.7
 """Mean difference from the CPU's pixels, in grey levels: the bound that scaled decoding has as well."""
+_FAILURES = (RuntimeError, AttributeError)
+"""What a codec raises. An AttributeError is that of a torchvision without its compiled part."""
 _BASELINE = (0xC0, 0xC1)
 _END = b"\xff\xd9"
 _MAX_PIXELS = 50_000_000  # on the device each takes 15 bytes while it is resized
@@ -45,9 +47,8 @@ _MAX_PIXELS = 50_000_000  # on the device each takes 15 bytes while it is resize
 class GpuJpeg:
     """Decodes and resizes on one device, for one thread at a time."""
 
-    def __init__(self, codec: Codec, device: str, spec: ImageSpec, policy: ImagePolicy) -> None:
+    def __init__(self, codec: Codec, spec: ImageSpec, policy: ImagePolicy) -> None:
         self._codec = codec
-        self._device = device
         self._spec = spec
         self._policy = policy
         self._turn = threading.Lock()
@@ -60,17 +61,20 @@ class GpuJpeg:
         if not self._turn.acquire(blocking=False):
             return [None] * len(files)
         try:
-            sizes = [self._fit_size(file) for file in files]
-            fit = [(file, size) for file, size in zip(files, sizes, strict=True) if size]
-            pixels = iter(self._decode(fit) if fit else [])
-            return [next(pixels) if size else None for size in sizes]
+            return self._decode(files)
+        except _FAILURES as error:  # of memory, or a file that it does not take
+            logger.info("%d images are decoded on the CPU: %s", len(files), _line(error))
+            return [None] * len(files)
         finally:
             self._turn.release()
 
     def check(self) -> str | None:
         """Decode fixed images here and on the CPU; return why this is not to be used, None where it is."""
         files = _check_files()
-        found = self.decode(files)
+        try:
+            found = self._decode(files)
+        except _FAILURES as error:
+            return f"it fails: {_line(error)}"
         if any(pixels is None for pixels in found):
             return "it does not decode the images that it is checked with"
         right = [prepare_pixels(None, file, self._spec, self._policy) for file in files]
@@ -103,23 +107,21 @@ class GpuJpeg:
             and not is_long(image.size, self._spec)
         )
 
-    def _decode(self, fit: Sequence[tuple[bytes, tuple[int, int]]]) -> list[UInt8 | None]:
+    def _decode(self, files: Sequence[bytes]) -> list[UInt8 | None]:
         import torch
 
-        try:
-            with torch.inference_mode():
-                small = [
-                    self._resized(decoded, size)
-                    for decoded, (_, size) in zip(self._codec([file for file, _ in fit]), fit, strict=True)
-                ]
-                rows = [None if each is None else each.cpu().numpy() for each in small]
-        except RuntimeError as error:  # of memory, or a file that it does not take
-            logger.info("%d images are decoded on the CPU: %s", len(fit), str(error).splitlines()[0])
-            return [None] * len(fit)
-        return [
-            None if row is None else np.ascontiguousarray(finish(row, self._spec, self._policy.background))
-            for row in rows
-        ]
+        sizes = {place: size for place, file in enumerate(files) if (size := self._fit_size(file))}
+        found: list[UInt8 | None] = [None] * len(files)
+        if not sizes:
+            return found
+        with torch.inference_mode():
+            decoded = self._codec([files[place] for place in sizes])
+            small = [self._resized(*each) for each in zip(decoded, sizes.values(), strict=True)]
+            rows = [None if each is None else each.cpu().numpy() for each in small]
+        for place, row in zip(sizes, rows, strict=True):
+            if row is not None:
+                found[place] = np.ascontiguousarray(finish(row, self._spec, self._policy.background))
+        return found
 
     def _resized(self, decoded: torch.Tensor, size: tuple[int, int]) -> torch.Tensor | None:
         if tuple(decoded.shape) != (3, size[1], size[0]):
@@ -140,26 +142,26 @@ def resize_on(pixels: torch.Tensor, size: tuple[int, int], resample: str) -> tor
     return small[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
-def open_gpu_jpeg(device: str, spec: ImageSpec, policy: ImagePolicy) -> GpuJpeg | None:
-    """Return a decoder on a CUDA device that was checked; None, and in the log why, where there is none."""
+def open_gpu_jpeg(device: str, spec: ImageSpec, policy: ImagePolicy) -> GpuJpeg | str:
+    """Return a decoder on a CUDA device that was checked, or why there is none."""
     if spec.prepare or spec.resample not in FAST_FILTERS:
-        return None
+        return "it cannot do this model's preprocessing"
     codec = _nvjpeg(device)
-    if codec is None:
-        return None
-    found = GpuJpeg(codec, device, spec, policy)
+    if isinstance(codec, str):
+        logger.info("no nvJPEG: %s", codec)
+        return codec
+    found = GpuJpeg(codec, spec, policy)
     if why := found.check():
         logger.warning("no nvJPEG on %s: %s", device, why)
-        return None
+        return why
     return found
 
 
-def _nvjpeg(device: str) -> Codec | None:
+def _nvjpeg(device: str) -> Codec | str:
     try:
         vision: Any = import_module("torchvision.io")
     except (ImportError, OSError, RuntimeError) as error:  # not there, or made for another torch
-        logger.info("no nvJPEG: torchvision cannot be used: %s", str(error).splitlines()[0])
-        return None
+        return f"torchvision cannot be used: {_line(error)}"
     import torch
 
     def decode(files: Sequence[bytes]) -> list[torch.Tensor]:
@@ -179,3 +181,8 @@ def _check_files() -> tuple[bytes, ...]:
         Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=90, subsampling="4:2:0")
         files.append(buffer.getvalue())
     return tuple(files)
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

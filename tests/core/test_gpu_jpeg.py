@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +18,23 @@ import torch
 from PIL import Image
 
 from clip_embed import ClipEmbedder, ImagePolicy, ImageSpec
+from clip_embed._cache import towers as _towers
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._engine import decode_processes, pipeline
+from clip_embed._engine import profile as _profile
+from clip_embed._engine.prepared import Prepare, Prepared, beside
+from clip_embed._engine.verdict import STAGES
 from clip_embed._images import gpu_jpeg as _gpu_jpeg
 from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg, resize_on
 from clip_embed._images.pixels import prepare_pixels
+from clip_embed.errors import ImageError
 
 UInt8 = npt.NDArray[np.uint8]
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 SPEC = ImageSpec(224, (224, 224))
 POLICY = ImagePolicy()
+TIMEOUT = 20  # seconds until a deadlock becomes a failure
 
 
 class Codec:
@@ -32,18 +42,20 @@ class Codec:
 
     def __init__(self, spoil: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels) -> None:
         self.files = 0
+        self.used = threading.Event()
         self._spoil = spoil
 
     def __call__(self, files: Sequence[bytes]) -> list[torch.Tensor]:
         """JPEG files -> uint8 (3, height, width) each."""
         self.files += len(files)
+        self.used.set()
         pixels = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).copy() for file in files]
         return [self._spoil(torch.from_numpy(each).permute(2, 0, 1)) for each in pixels]
 
 
 def decoder(codec: Codec, spec: ImageSpec = SPEC) -> GpuJpeg:
     """Decode on the CPU."""
-    return GpuJpeg(codec, "cpu", spec, POLICY)
+    return GpuJpeg(codec, spec, POLICY)
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
@@ -90,7 +102,7 @@ def test_plain_files_and_no_others(photo: Photo, encode: Encode) -> None:
     for file, pixels in zip(plain, found, strict=False):
         assert pixels is not None
         assert np.abs(pixels.astype(int) - prepare_pixels(None, file, SPEC, POLICY)).mean() <= 0.3
-    small = GpuJpeg(codec, "cpu", SPEC, ImagePolicy(max_pixels=1000))
+    small = GpuJpeg(codec, SPEC, ImagePolicy(max_pixels=1000))
     assert small.decode(plain[:1]) == [None]
 
 
@@ -110,10 +122,24 @@ def test_a_decoder_of_other_pixels_is_not_used(
 ) -> None:
     """The check on opening finds it and says by how much; the right one passes."""
     monkeypatch.setattr(_gpu_jpeg, "_nvjpeg", lambda _: Codec(WRONG[wrong]))
-    assert open_gpu_jpeg("cpu", SPEC, POLICY) is None
-    assert "no nvJPEG on cpu: it" in caplog.text
+    why = open_gpu_jpeg("cpu", SPEC, POLICY)
+    assert f"no nvJPEG on cpu: {why}" in caplog.text
     monkeypatch.setattr(_gpu_jpeg, "_nvjpeg", lambda _: Codec())
-    assert open_gpu_jpeg("cpu", SPEC, POLICY) is not None
+    assert isinstance(open_gpu_jpeg("cpu", SPEC, POLICY), GpuJpeg)
+
+
+def test_a_torchvision_without_its_compiled_part(
+    photo: Photo, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports and knows no such function: that is a reason, and where it comes later the CPU decodes."""
+
+    def fail(files: Sequence[bytes]) -> list[torch.Tensor]:
+        raise AttributeError("'_OpNamespace' 'image' object has no attribute 'decode_jpegs_cuda'")
+
+    monkeypatch.setattr(_gpu_jpeg, "_nvjpeg", lambda _: fail)
+    why = open_gpu_jpeg("cpu", SPEC, POLICY)
+    assert why == "it fails: '_OpNamespace' 'image' object has no attribute 'decode_jpegs_cuda'"
+    assert GpuJpeg(fail, SPEC, POLICY).decode([encode(photo(64, 48), "JPEG")]) == [None]
 
 
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,9 +151,10 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
             raise error
 
         monkeypatch.setattr(_gpu_jpeg, "import_module", fail)
-        assert open_gpu_jpeg("cuda", SPEC, POLICY) is None
+        assert open_gpu_jpeg("cuda", SPEC, POLICY) == f"torchvision cannot be used: {error}"
         assert f"torchvision cannot be used: {error}" in caplog.text
-    assert open_gpu_jpeg("cuda", ImageSpec(224, (224, 224), "lanczos"), POLICY) is None
+    lanczos = ImageSpec(224, (224, 224), "lanczos")
+    assert open_gpu_jpeg("cuda", lanczos, POLICY) == "it cannot do this model's preprocessing"
 
 
 def test_a_decoder_that_fails_loses_nothing(photo: Photo, encode: Encode) -> None:
@@ -137,42 +164,103 @@ def test_a_decoder_that_fails_loses_nothing(photo: Photo, encode: Encode) -> Non
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     files = [encode(photo(64, 48, seed), "JPEG") for seed in range(3)]
-    assert GpuJpeg(fail, "cpu", SPEC, POLICY).decode(files) == [None] * 3
+    assert GpuJpeg(fail, SPEC, POLICY).decode(files) == [None] * 3
     busy = decoder(Codec())
     with busy._turn:
         assert busy.decode(files) == [None] * 3
     assert all(pixels is not None for pixels in busy.decode(files))
 
 
+def test_only_what_no_core_is_free_for_goes_elsewhere() -> None:
+    """Two cores take two chunks, the third goes elsewhere; a core that is free again takes the next."""
+    leave, begun = threading.Event(), threading.Semaphore(0)
+    elsewhere: list[object] = []
+
+    def on_cores(sources: Sequence[object]) -> list[Prepared | ImageError]:
+        begun.release()
+        assert leave.wait(TIMEOUT)
+        if sources == ["broken"]:
+            raise LookupError
+        return []
+
+    prepare = beside(2, on_cores, lambda sources: elsewhere.extend(sources) or [])
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(prepare, [name]) for name in ("broken", "whole")]
+        assert all(begun.acquire(timeout=TIMEOUT) for _ in busy)
+        prepare(["third", "of another"])
+        leave.set()
+    assert isinstance(busy[0].exception(), LookupError)
+    prepare(["fourth"])
+    assert elsewhere == ["third", "of another"]
+
+
+@pytest.mark.parametrize("by", ["threads", "processes"])
 def test_a_stream_takes_both(
-    photo: Photo, encode: Encode, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, photo: Photo, encode: Encode, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of all kinds come back in order, with their failures, each decoded by whom it suits."""
     codec = Codec()
     monkeypatch.setattr(CachedTowers, "open_gpu_jpeg", lambda _: decoder(codec))
-    for name in ("decode", "wait"):
-        monkeypatch.setattr(decode_processes.DecodeProcesses, name, lambda *_: None)
-    monkeypatch.setattr(decode_processes, "is_gpu", lambda _: True)
-    monkeypatch.setattr(decode_processes, "_FEW_CORES", 1)
-    monkeypatch.setattr(pipeline.ImageStream, "_rhythm", lambda _: (pipeline.AT_ONCE, 100))
+    if by == "processes":
+        monkeypatch.setattr(decode_processes.DecodeProcesses, "decode", lambda *_: None)
+        monkeypatch.setattr(decode_processes.DecodeProcesses, "wait", lambda *_: None)
+        monkeypatch.setattr(decode_processes, "is_gpu", lambda _: True)
+        monkeypatch.setattr(decode_processes, "_FEW_CORES", 1)
+    monkeypatch.setattr(pipeline.ImageStream, "_rhythm", lambda _: (4, 100))
+    hold_cores_for(codec, monkeypatch)
     kinds = ("JPEG", "PNG", "JPEG", "WebP")
     images: list[object] = [encode(photo(320, 240, seed), kinds[seed % 4]) for seed in range(40)]
     images[5], images[11] = b"junk", np.asarray(photo(30, 20))
-    options = {"device": "cpu", "precision": "fp32"}
+    options = {"device": "cpu", "precision": "fp32", "workers": 4, "batch_size": 40}
+    expected = ClipEmbedder(clip_folder, precision="exact", device="cpu").embed_images(
+        images[:5] + images[6:]  # type: ignore[arg-type]
+    )
     for cache in ("memory", None):
-        clip = ClipEmbedder(clip_folder, workers=4, cache=cache, **options)  # type: ignore[arg-type]
+        codec.used.clear()
+        clip = ClipEmbedder(clip_folder, cache=cache, **options)  # type: ignore[arg-type]
         with clip.stream_images(images) as stream:  # type: ignore[arg-type]
             batches = list(stream)
         rows = np.concatenate([batch.vectors for batch in batches])
         assert [each.index for batch in batches for each in batch.failures] == [5]
         assert np.concatenate([batch.indices for batch in batches]).tolist() == [*range(5), *range(6, 40)]
-        expected = ClipEmbedder(clip_folder, precision="exact", device="cpu").embed_images(
-            images[:5] + images[6:]  # type: ignore[arg-type]
-        )
         assert (rows * expected).sum(axis=1).min() >= 0.999
-        assert codec.files > 0
-    codec.files = 0
+    codec.used.clear()
     profile = clip.profile(images)  # type: ignore[arg-type]
     assert (profile.failed, profile.gpu_jpeg) == (1, True)
-    assert codec.files > 0
-    assert "4 threads for decoding in 2 processes, nvJPEG beside them" in str(profile)
+    named = "4 threads for decoding" + (" in 2 processes" if by == "processes" else "")
+    assert f"{named}, nvJPEG beside them" in str(profile)
+
+
+def hold_cores_for(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what decodes on cores wait until nvJPEG was given something."""
+    for module in (_towers, _profile):
+        kept = module.beside
+
+        def waiting(cores: int, on_cores: Prepare, elsewhere: Prepare, kept: Any = kept) -> Prepare:  # noqa: ANN401
+            def held(sources: Sequence[object]) -> list[Prepared | ImageError]:
+                assert codec.used.wait(TIMEOUT)
+                return on_cores(sources)
+
+            return cast("Prepare", kept(cores, held, elsewhere))
+
+        monkeypatch.setattr(module, "beside", waiting)
+
+
+def test_the_profile_says_why_there_is_none(
+    photo: Photo, encode: Encode, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CUDA device it repeats the reason, and names it where decoding is what takes the time."""
+    clip = ClipEmbedder(clip_folder, device="cpu", precision="fp32")
+    files = [encode(photo(64, 48, seed), "JPEG") for seed in range(4)]
+    assert "nvJPEG" not in str(clip.profile(files))
+    reason = "torchvision cannot be used: No module named 'torchvision'"
+    monkeypatch.setattr(CachedTowers, "open_gpu_jpeg", lambda _: reason)
+    monkeypatch.setattr(_profile, "device_kind", lambda _: "cuda")
+    profile = clip.profile(files)
+    assert profile.notes == (f"no nvJPEG: {reason}",)
+    assert f"no nvJPEG: {reason}" in str(profile)
+    stages = dict.fromkeys(STAGES, 0.0) | {"decode": 1.0}
+    on_gpu = replace(profile, device="cuda", decode_alone=1.0, forward_alone=2.0, stages=stages)
+    assert "nvJPEG by torchvision with CUDA" in on_gpu.verdict
+    assert "nvJPEG" not in replace(on_gpu, gpu_jpeg=True).verdict
+    assert "nvJPEG" not in replace(on_gpu, device="mps").verdict

@@ -65,6 +65,25 @@ def test_a_slow_forward_pass_is_found(files: list[Path]) -> None:
     assert profile.verdict.startswith("forward-bound: ")
 
 
+def test_the_forward_pass_counts_once(files: list[Path]) -> None:
+    """Neither the first batch nor the run of the forward pass alone counts among the stages."""
+    taken: list[float] = []
+
+    class Timed(SlowForward):
+        """Keeps how long each call took."""
+
+        def embed_images(self, pixels: UInt8, /) -> Float32:
+            """Embed, slowly."""
+            start = time.perf_counter()
+            rows = super().embed_images(pixels)
+            taken.append(time.perf_counter() - start)
+            return rows
+
+    profile = ClipEmbedder(Timed(), batch_size=4, workers=1).profile(files)
+    assert len(taken) >= 1 + 2 * COUNT / 4  # the first batch, the whole, and the forward pass alone
+    assert profile.stages["forward"] < 0.6 * sum(taken)
+
+
 def test_slow_preprocessing_is_found(files: list[Path]) -> None:
     """A model's own `prepare` counts as resizing, and makes the run decode-bound."""
     profile = ClipEmbedder(SlowDecode()).profile(files)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._engine.lanes import CudaLane
-from clip_embed._images.gpu_jpeg import MAX_GREY, open_gpu_jpeg, resize_on
+from clip_embed._images.gpu_jpeg import MAX_GREY, GpuJpeg, open_gpu_jpeg, resize_on
 from clip_embed._images.pixels import prepare_pixels
 from clip_embed.demo import photos as photos_of_the_demo
 from clip_embed.offline._model import IMAGE_SPEC, OfflineModel
@@ -184,7 +184,7 @@ def test_nvjpeg(photo: Callable[..., Image.Image], encode: Callable[..., bytes],
     pytest.importorskip("torchvision", reason="nvJPEG needs torchvision")
     spec, policy = tiny.model.image_spec, ImagePolicy()
     decoder = open_gpu_jpeg("cuda", spec, policy)
-    assert decoder is not None, "torchvision has no nvJPEG, or its pixels do not hold: see the log"
+    assert isinstance(decoder, GpuJpeg), decoder
     files = [encode(photo(640, 480, seed), "JPEG", subsampling=seed % 3, quality=90) for seed in range(12)]
     for file, pixels in zip(files, decoder.decode(files), strict=True):
         assert pixels is not None
@@ -203,7 +203,7 @@ def test_trained_weights(encode: Callable[..., bytes]) -> None:
     exact = np.stack([prepare_pixels(None, file, spec, policy, exact=True) for file in files])
     fast = np.stack([prepare_pixels(None, file, spec, policy) for file in files])
     decoder = open_gpu_jpeg("cuda", spec, policy)
-    assert decoder is not None
+    assert isinstance(decoder, GpuJpeg), decoder
     nvjpeg = [pixels for pixels in decoder.decode(files) if pixels is not None]
     assert len(nvjpeg) == len(files)
     here, there = OfflineModel("cpu"), OfflineModel("cuda")
