@@ -40,7 +40,9 @@ T = TypeVar("T")
 LATER = object()
 """What an input yields that has nothing at the moment: it gets what is done, and is asked again then."""
 
-_MAX_HELD_BYTES = 256 * 1024 * 1024  # of images handed in by value, and of pixels for the model
+_MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Of images handed in by value and of pixels for the model, or as many more as its batches under way take:
+eight lanes of 256 images want 385 MB."""
 _MAX_AHEAD_BYTES = 32 * 1024 * 1024  # of them, beyond which no more is read than is needed to go on
 _MAX_WAITING_VECTORS = 8192  # finished, but behind a slow image
 AT_ONCE = 16
@@ -102,6 +104,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
         self._taken = 0  # images read
         self._under_way = 0  # of them, not done
         self._held_bytes = 0
+        self._largest = 0  # bytes of the pixels of an image
         self._emitted = 0
         self._ended = False  # the input
         self._dry = False  # it had nothing at the moment when it was last asked
@@ -150,8 +153,10 @@ class ImageStream(Iterator[EmbeddedBatch]):
 
     def _read(self, pool: Pool) -> None:
         """Hand images to the decode threads until enough are under way."""
-        while not self._ended and self._held_bytes < _MAX_HELD_BYTES:
+        while not self._ended:
             at_once, window = self._rhythm()
+            if self._held_bytes >= max(_MAX_HELD_BYTES, self._images_in_batches * self._largest):
+                return
             if self._under_way >= window or len(self._done) >= max(_MAX_WAITING_VECTORS, window):
                 return
             items, sources = self._take_sources(at_once)
@@ -169,7 +174,12 @@ class ImageStream(Iterator[EmbeddedBatch]):
             return 1, _FIRST * self._workers
         at_once = max(1, min(AT_ONCE, int(_TASK_SECONDS / self._seconds_each)))
         ahead = at_once if self._held_bytes < _MAX_AHEAD_BYTES else 1
-        return at_once, (self._max_forwards + 1) * self._batch_size + 2 * self._workers * ahead
+        return at_once, self._images_in_batches + 2 * self._workers * ahead
+
+    @property
+    def _images_in_batches(self) -> int:
+        """How many images the model's batches have, with one that forms meanwhile."""
+        return (self._max_forwards + 1) * self._batch_size
 
     def _take_sources(self, most: int) -> tuple[list[_Item], list[object]]:
         """Take what one thread decodes at a time, as far as the input gives it soon."""
@@ -217,6 +227,7 @@ class ImageStream(Iterator[EmbeddedBatch]):
                 self._finish(item, prepared.vector)
             else:
                 self._held_bytes += prepared.size
+                self._largest = max(self._largest, prepared.size)
                 self._ready.append((item, prepared))
 
     def _launch(self, runner: Pool) -> None:

@@ -231,6 +231,27 @@ def test_bytes_under_way_are_bounded(photo: Photo, encode: Encode, monkeypatch: 
     assert 2 <= max(under_way) <= 3
 
 
+def test_the_bytes_of_its_batches_are_always_allowed(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, fake: FakeModel
+) -> None:
+    """However large a batch's pixels are, the model gets full batches, and what is under way has an end."""
+    monkeypatch.setattr(_pipeline, "_MAX_HELD_BYTES", 1)
+    picture = np.asarray(photo(8, 8))
+    held: list[int] = []
+
+    def source() -> Iterator[UInt8]:
+        for _ in range(200):
+            yield picture
+            held.append(stream._held_bytes)
+
+    clip = ClipEmbedder(fake, batch_size=48, workers=1, cache=None)
+    pixels = 3 * 32 * 32  # of FakeModel
+    stream = clip.stream_images(source())
+    assert sum(len(batch.indices) for batch in stream) == 200
+    assert fake.calls[0].count(48) >= 3
+    assert max(held) <= 3 * 48 * pixels + (_pipeline.AT_ONCE + 1) * picture.nbytes
+
+
 def test_an_unused_stream_starts_nothing(
     clip: ClipEmbedder, pictures: list[Image.Image], decode_threads: Threads
 ) -> None:
