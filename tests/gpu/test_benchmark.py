@@ -29,3 +29,15 @@ def test_the_command_prints_its_table(tmp_path: Path) -> None:
     peers = {"sentence-transformers", "transformers"}
     assert {who for part, who in notes if part.startswith("small")} == {"decode alone", "clip-embed", *peers}
     assert "out of memory" in done.stdout
+
+
+@pytest.mark.stress
+def test_nothing_begins_once_the_time_is_over(tmp_path: Path) -> None:
+    """Every part says that it was left out, and none has made a model or a file."""
+    cache, out = tmp_path / "cache", tmp_path / "gpu.json"
+    command = [sys.executable, str(BENCHMARK), "--cache", str(cache), "--device", "cpu", "--minutes", "0"]
+    subprocess.run([*command, "--out", str(out)], capture_output=True, check=True, timeout=600)  # noqa: S603
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["note"] for row in rows} == {"left out: no time"}
+    assert {"files, ViT-L/14", "large, ViT-L/14", "out of memory"} <= {row["part"] for row in rows}
+    assert list(cache.iterdir()) == []
