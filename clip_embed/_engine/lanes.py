@@ -215,7 +215,8 @@ class Lanes:
 
     def __call__(self, pixels: UInt8) -> Float32:
         """uint8 (n, height, width, 3) -> float32 (n, d); waits where all lanes are busy."""
-        if (own := getattr(self._own, "lane", None)) is not None:
+        own: Lane | None = getattr(self._own, "lane", None)  # of a thread in `emptied`
+        if own is not None:
             return own(pixels)
         with self._entry:
             lane = self._free.get()
