@@ -90,8 +90,11 @@ def test_decoding_goes_on_beside_the_model(pictures: list[Image.Image]) -> None:
     assert clip.embed_images(images).shape == (40, 16)
 
 
-def test_the_model_works_while_the_caller_is_busy(pictures: list[Image.Image]) -> None:
+def test_the_model_works_while_the_caller_is_busy(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The caller holds the first batch until the model has done the second."""
+    monkeypatch.setattr(_pipeline, "AT_ONCE", 1)
     decoded = threading.Semaphore(0)
 
     class Slow(Gate):
