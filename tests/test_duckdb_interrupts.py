@@ -169,7 +169,7 @@ def test_a_call_that_begins_after_an_interrupt_goes_on() -> None:
     """Where calls overlap without a pause, an interrupt ends those that run, and no later one."""
     slot = Slot(16)
     with slot.running() as first:
-        slot.stop()
+        slot.stops.stop()
         with slot.running() as second:
             second()
             with pytest.raises(KeyboardInterrupt, match="was interrupted"):

@@ -65,6 +65,15 @@ def _vectors(con: duckdb.DuckDBPyConnection, table: Table, column: Column) -> Ge
     vectors = f"SELECT clip_image({column.sql}) AS vector FROM {table}"
     query = f"SELECT vector FROM ({vectors}) WHERE vector IS NOT NULL"
     with cast("Any", con.sql(query)).to_arrow_reader(_ROWS) as batches:
-        for batch in batches:
+        while (batch := _next(batches)) is not None:
             rows = batch.column(0)
             yield unit_rows(rows.flatten().to_numpy().reshape(len(rows), -1))
+
+
+def _next(batches: Any) -> Any | None:  # noqa: ANN401 - a pa.RecordBatchReader and its batches
+    """Return the next batch, None after the last. Raises duckdb.Error, which Arrow's reader hides."""
+    try:
+        return next(batches, None)
+    except OSError as error:
+        kind = duckdb.InterruptException if "interrupt" in str(error).lower() else duckdb.Error
+        raise kind(str(error)) from error

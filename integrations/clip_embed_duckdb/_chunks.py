@@ -57,9 +57,10 @@ class Embedding:
     def __init__(self, con: duckdb.DuckDBPyConnection, embedder: ClipEmbedder) -> None:
         self.embedder = embedder
         self._slot = Slot(embedder.dim)
-        if (registered := find_slot(con)) is not None:
-            self._slot.digests = registered.digests
-        self._slot.stops = stops_of(con)
+        if (registered := find_slot(con)) is None:
+            self._slot.stops = stops_of(con)
+        else:
+            self._slot.digests, self._slot.stops = registered.digests, registered.stops
         self._slot.add(con)
         self._slot.search_path = str(ask(con, "SELECT current_setting('file_search_path')")[0][0])
         self._state = State(embedder, "null")

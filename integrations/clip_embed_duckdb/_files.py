@@ -18,7 +18,7 @@ from clip_embed import ImagePolicy
 from clip_embed._images.files import check_bytes, resolve_below_roots
 from clip_embed.errors import ImageError
 from clip_embed_duckdb._digests import make_stamp, now
-from clip_embed_duckdb._names import is_absolute, is_pattern, is_remote, never_ends, quote
+from clip_embed_duckdb._names import is_absolute, is_pattern, never_ends, quote, remote_schemes
 
 _FACTS = "SELECT filename, size, epoch_us(last_modified) FROM read_blob(?)"  # reads no content
 _CONTENT = "SELECT filename, content FROM read_blob(?)"
@@ -135,7 +135,9 @@ class FileReader:
         return not (relative or is_pattern(path) or self._is_remote(path) or never_ends(path))
 
     def _is_remote(self, name: str) -> bool:
-        return is_remote(name) and is_remote(name, self._con.list_filesystems())
+        """Whether it is a URL, and no file system that the user registered reads such."""
+        schemes = remote_schemes(name)
+        return bool(schemes) and schemes.isdisjoint(self._con.list_filesystems())
 
     def _candidates(self, path: str) -> list[str]:
         """Return where a path may lie: below the working folder, then below the search path."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection
 
 from clip_embed.errors import ImageError
 
@@ -15,11 +14,11 @@ _FILE_SCHEME = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 
 # Schemes for which DuckDB loads an extension by itself; one file system of the user's reads all of a set.
 _REMOTE = (
-    {"http", "https"},
-    {"s3", "s3a", "s3n", "r2"},
-    {"gs", "gcs"},
-    {"az", "azure", "abfs", "abfss"},
-    {"hf"},
+    frozenset({"http", "https"}),
+    frozenset({"s3", "s3a", "s3n", "r2"}),
+    frozenset({"gs", "gcs"}),
+    frozenset({"az", "azure", "abfs", "abfss"}),
+    frozenset({"hf"}),
 )
 
 
@@ -33,14 +32,10 @@ def is_pattern(name: str) -> bool:
     return _WILDCARD.search(name) is not None
 
 
-def is_remote(name: str, registered: Collection[str] = ()) -> bool:
-    """Whether DuckDB would fetch a file from a server, or the extension that can.
-
-    Not where one of the `registered` file systems, which are the user's own, reads such names.
-    """
+def remote_schemes(name: str) -> frozenset[str]:
+    """Return the schemes of its kind where DuckDB would ask a server, for it or for an extension."""
     scheme, found, _ = name.partition("://")
-    family = next((each for each in _REMOTE if scheme.lower() in each), None)
-    return bool(found) and family is not None and family.isdisjoint(registered)
+    return next((each for each in _REMOTE if found and scheme.lower() in each), frozenset[str]())
 
 
 def never_ends(name: str) -> bool:

@@ -166,10 +166,9 @@ def interrupt(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def stops_of(con: duckdb.DuckDBPyConnection) -> _interrupts.Stops:
-    """Return what ends work on a connection outside of queries; its database need not have the functions."""
+    """Return what ends work on a connection outside of queries, where its database has no functions."""
     _hear_interrupts()
-    slot = find_slot(con)
-    return _STOPS.setdefault(con, _interrupts.Stops()) if slot is None else slot.stops
+    return _STOPS.setdefault(con, _interrupts.Stops())
 
 
 def _hear_interrupts() -> None:

@@ -104,10 +104,6 @@ class Slot:
         with self.progress, self.stops.running() as check:
             yield check
 
-    def stop(self) -> None:
-        """End the calls that are running now."""
-        self.stops.stop()
-
 
 def find_tokens(con: duckdb.DuckDBPyConnection) -> list[str]:
     """Return the names of the functions that mark a registered database, as `con` sees them."""
