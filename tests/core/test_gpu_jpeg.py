@@ -246,6 +246,21 @@ def hold_cores_for(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "beside", waiting)
 
 
+def test_where_it_is_opened(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, for fast pixels; elsewhere and for the reference's there is a reason and no decoder."""
+    there = GpuJpeg(Codec(), SPEC, POLICY)
+    monkeypatch.setattr(_towers, "open_gpu_jpeg", lambda *_: there)
+
+    def opened(precision: Any) -> GpuJpeg | str:  # noqa: ANN401
+        clip = ClipEmbedder(clip_folder, device="cpu", precision=precision, cache=None)
+        return clip._through_cache().open_gpu_jpeg()
+
+    assert opened("fp32") == "it needs a CUDA device"
+    monkeypatch.setattr(_towers, "device_kind", lambda _: "cuda")
+    assert opened("fp32") is there
+    assert opened("exact") == "its pixels are not the reference's"
+
+
 def test_the_profile_says_why_there_is_none(
     photo: Photo, encode: Encode, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
