@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import Materialized, follow, interrupt, materialize, register
-from clip_embed_duckdb._chunks import transaction
+from clip_embed_duckdb._chunks import rare_checkpoints, transaction
 from clip_embed_duckdb._slot import Slot
 
 ALL = 120
@@ -188,20 +188,23 @@ def test_interrupt_without_a_query(con: duckdb.DuckDBPyConnection, model: Held) 
 
 
 class Unlucky:
-    """A connection of which each method is interrupted the first time, before or after its work."""
+    """A connection of which each method is interrupted the first time, before or after its work.
+
+    `sql`, which only asks, is not.
+    """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, *, done: bool) -> None:
         self._con, self._done = con, done
-        self._met: set[str] = set()
+        self._met = {"sql"}
 
     def __getattr__(self, name: str) -> Callable[..., object]:
-        def call(*args: object) -> object:
+        def call(*args: object, **named: object) -> object:
             first = name not in self._met
             self._met.add(name)
             if first and not self._done:
                 raise duckdb.InterruptException("Interrupted!")
-            result = getattr(self._con, name)(*args)
-            if first and name == "begin":  # what else is done is over
+            result = getattr(self._con, name)(*args, **named)
+            if first and name in ("begin", "execute"):  # what else is done is over
                 raise duckdb.InterruptException("Interrupted!")
             return result
 
@@ -220,6 +223,35 @@ def test_an_interrupt_of_what_cleans_up(done: bool) -> None:
         con.begin()
         con.commit()
         assert con.execute("FROM duckdb_tables()").fetchall() == []
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interrupt_of_a_setting(done: bool) -> None:
+    """It is not lost, and the setting is as before, whether SET was interrupted before or after its work."""
+    kept = "SELECT current_setting('checkpoint_threshold')"
+    with duckdb.connect() as con:
+        unlucky: Any = Unlucky(con, done=done)
+        before = con.execute(kept).fetchall()
+        with pytest.raises(duckdb.InterruptException), rare_checkpoints(unlucky):
+            raise AssertionError
+        assert con.execute(kept).fetchall() == before
+        with rare_checkpoints(unlucky):
+            assert con.execute(kept).fetchall() != before
+        assert con.execute(kept).fetchall() == before
+
+
+def test_calls_at_once_leave_the_setting_as_it_was() -> None:
+    """One that begins while another runs takes its value for no one's wish, whichever ends first."""
+    kept = "SELECT current_setting('checkpoint_threshold')"
+    with duckdb.connect() as con, con.cursor() as other:
+        before = con.execute(kept).fetchall()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(rare_checkpoints(con))
+        second.enter_context(rare_checkpoints(other))
+        assert con.execute(kept).fetchall() != before
+        first.close()
+        second.close()
+        assert con.execute(kept).fetchall() == before
 
 
 def test_interrupts_without_a_pause(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _FIRST_ROWS, _MOST_ROWS = 32, 16_384
 _MOST_BYTES = 256 * 1024 * 1024  # of the images in one chunk
 _SHORTEST, _LONGEST = 2.0, 60.0  # seconds of work that one chunk may lose
 _SHARE = 20  # a chunk works so many times as long as reading and writing it takes
-_LOG = "1GB"
+_LOG = "1.0 GiB"  # as DuckDB shows it
 _NO_IMAGE = "it has neither bytes nor a path"
 
 
@@ -155,15 +155,19 @@ def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
 def rare_checkpoints(con: duckdb.DuckDBPyConnection) -> Generator[None]:
     """Let DuckDB put its log into the file more rarely: each time it writes the table's last part anew."""
     before = ask(con, "SELECT current_setting('checkpoint_threshold')")[0][0]
-    try:
-        con.execute(f"SET checkpoint_threshold = {text(_LOG)}")
-    except duckdb.Error:  # the configuration is locked
+    if before == _LOG:  # another call has set it, for the whole database, and sets it back
         yield
         return
     try:
+        try:
+            con.execute(f"SET checkpoint_threshold = {text(_LOG)}")
+        except duckdb.InterruptException:  # it may be set all the same
+            raise
+        except duckdb.Error:  # the configuration is locked
+            pass
         yield
     finally:
-        with suppress(duckdb.Error):  # it was locked meanwhile, or the connection closed
+        with suppress(duckdb.Error):  # it is locked, or the connection closed
             _insist(lambda: con.execute(f"SET checkpoint_threshold = {text(str(before))}"))
 
 
