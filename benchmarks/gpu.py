@@ -5,10 +5,12 @@
 It makes files and random weights (ViT-B/32, ViT-L/14) first, once. Every figure is of one run, in one process
 and on all cores; files come from the page cache. Rows of a set:
 
-decode alone    the fast codec in a process for each core but two, and nothing else: the one ceiling
+decode alone    the fast codec in a process for each core but two, and nothing else: the one ceiling where the
+                GPU resizes; where it does not, the resize belongs to it
 forward alone   decoded images through the image tower, lanes side by side: the other ceiling
 the peers       sentence-transformers and transformers as their users call them
-clip-embed      the default, without nvJPEG, and with threads; "of ceiling" is against the lower one
+clip-embed      the default, without nvJPEG, with the resize on the cores, and with threads; "of ceiling" is
+                against the lower one
 
 Below: fidelity of each precision against transformers' PIL processor and a float32 forward pass on the CPU
 (cosine after the mean is taken off; the same check must fail on wrong pixels), what company in a batch
@@ -44,38 +46,47 @@ from gpu_run import Run, release, timed
 from clip_embed import ClipEmbedder, ImagePolicy, ImageSpec
 from clip_embed._engine.cores import limit_torch, usable_cores
 from clip_embed._images.gpu_jpeg import GpuJpeg
-from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.on_gpu import OnGpu, nothing_on_gpu
+from clip_embed._images.pixels import decode_for, fit
 from clip_embed._images.source import read_encoded
 
 STREAM = {"small": 24_000, "small-rich": 16_000, "large": 1_500}
 PEER = {"small": 512, "small-rich": 512, "large": 48}
 SPEC = ImageSpec(224, (224, 224))
+DECODE, WITH_RESIZE = "decode alone", "decode and resize alone"
 COMPANY = {"exact": 1e-5, "fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}
 
 
-def decode_some(paths: Sequence[str]) -> int:
-    """Decode and resize files as clip-embed does, in a process of its own."""
+def decode_some(paths: Sequence[str], *, resize: bool) -> int:
+    """Decode files as clip-embed does, and resize them or not, in a process of its own."""
     limit_torch(1)
     policy = ImagePolicy()
-    return sum(len(prepare_pixels(path, read_encoded(path, policy), SPEC, policy)) > 0 for path in paths)
+    memory = np.empty(16 * 1024 * 1024, np.uint8)
+    done = 0
+    for path in paths:
+        decoded = decode_for(None, read_encoded(path, policy), SPEC, policy, exact=False, into=memory)
+        done += len(fit(decoded, SPEC, policy)) > 0 if resize else 1
+    return done
 
 
 def decode_alone(run: Run, sets: Sequence[str]) -> None:
-    """Measure the codec in a pool of processes."""
+    """Measure the codec in a pool of processes, without the resize and with it."""
     processes = max(1, usable_cores() - 2)
 
-    def measure(name: str) -> None:
+    def measure(name: str, way: str) -> None:
         paths = run.paths(name, 16 if run.tiny else STREAM[name] // 2)
         size = 4 if name == "large" else 64
         pieces = [paths[at : at + size] for at in range(0, len(paths), size)]
-        list(pool.map(decode_some, pieces[: 2 * processes]))
-        found = timed(lambda: list(pool.map(decode_some, pieces)), len(paths))
-        run.ceilings[name] = float(str(found["images_per_s"]))
-        run.note(name, "decode alone", **found | {"note": f"{processes} processes"})
+        work = partial(decode_some, resize=way == WITH_RESIZE)
+        list(pool.map(work, pieces[: 2 * processes]))
+        found = timed(lambda: list(pool.map(work, pieces)), len(paths))
+        run.ceilings[f"{name}, {way}"] = float(str(found["images_per_s"]))
+        run.note(name, way, **found | {"note": f"{processes} processes"})
 
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for name in sets:
-            run.do(name, "decode alone", partial(measure, name))
+            for way in (DECODE, WITH_RESIZE):
+                run.do(name, way, partial(measure, name, way))
 
 
 def forward_alone(run: Run, shape: str, precision: str) -> None:
@@ -151,29 +162,34 @@ def open_transformers(folder: Path, device: str) -> Callable[[list[str]], object
 
 
 def own_rows(run: Run, shape: str, names: Sequence[str]) -> None:
-    """Measure clip-embed on files: with threads alone, with processes, and with nvJPEG beside them."""
+    """Measure clip-embed on files: by threads or processes, with what a GPU does beside them and without."""
     clip = run.embedder(shape)
     towers = clip._through_cache()
-    processes, jpeg = towers.processes, towers.open_gpu_jpeg()
+    processes, there = towers.processes, towers.open_on_gpu()
     if processes:
         processes.wait(120)
     none = "left out here"
-    ways: dict[str, tuple[Any, GpuJpeg | str]] = {"clip-embed": (processes, jpeg)}
-    if isinstance(jpeg, str):
-        run.note("nvJPEG", "clip-embed", note=f"there is none, {jpeg}: the rows of clip-embed are without")
-    else:
-        ways |= {"without nvJPEG": (processes, none), "threads and nvJPEG": (None, jpeg)}
+    ways: dict[str, tuple[Any, OnGpu]] = {"clip-embed": (processes, there)}
+    for note in there.notes(run.device):
+        run.note("on the GPU", "clip-embed", note=note)
+    if isinstance(there.jpeg, GpuJpeg):
+        ways |= {
+            "without nvJPEG": (processes, OnGpu(none, there.resize)),
+            "threads and nvJPEG": (None, there),
+        }
+    if there.resizer:
+        ways["all on the cores"] = (processes, nothing_on_gpu(none))
     if processes:
-        ways["threads alone"] = (None, none)
+        ways["threads alone"] = (None, nothing_on_gpu(none))
 
     def measure(part: str, way: str, name: str) -> None:
-        towers.processes, towers._gpu_jpeg = ways[way]
+        towers.processes, towers._on_gpu = used, on_gpu = ways[way]
         paths = run.paths(name, 16 if run.tiny else STREAM[name])
-        paths = paths[: len(paths) // 4] if way.startswith("threads") else paths
+        paths = paths if used or not processes else paths[: len(paths) // 4]
         embedded(clip, paths[: len(paths) // 4])
         found = timed(lambda: embedded(clip, paths), len(paths))
-        ceiling = min(run.ceilings.get(name, np.inf), run.ceilings.get(shape, np.inf))
-        share = float(str(found["images_per_s"])) / ceiling
+        decode = run.ceilings.get(f"{name}, {DECODE if on_gpu.resizer else WITH_RESIZE}", np.inf)
+        share = float(str(found["images_per_s"])) / min(decode, run.ceilings.get(shape, np.inf))
         run.note(part, way, **found | {"of_ceiling": share, "note": f"{clip.precision} on {clip.device}"})
 
     for name in names:

@@ -246,7 +246,7 @@ class ClipEmbedder:
             pad=self._with_torch,
             with_torch=self._with_torch,
             processes=towers.processes,
-            gpu_jpeg=towers.open_gpu_jpeg(),
+            on_gpu=towers.open_on_gpu(),
         ).run(_iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:

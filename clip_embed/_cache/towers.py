@@ -7,18 +7,19 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from clip_embed._cache.memory import EmbeddingCache
 from clip_embed._cache.recipe import Recipe
 from clip_embed._engine.decode_processes import Chunk, DecodeProcesses
-from clip_embed._engine.device import device_kind, devices_of
-from clip_embed._engine.prepared import Prepare, Prepared, beside, one_by_one
+from clip_embed._engine.prepared import Decoded, Prepare, Prepared, attempt, beside, in_halves, one_by_one
 from clip_embed._engine.towers import Towers
-from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg
-from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.gpu_jpeg import GpuJpeg
+from clip_embed._images.gpu_resize import GpuResize
+from clip_embed._images.on_gpu import OnGpu, nothing_on_gpu, open_on_gpu
+from clip_embed._images.pixels import decode_for, fit
 from clip_embed._images.source import Encoded, Pixels, read_encoded
 from clip_embed._types import Float32, ImagePolicy, UInt8
 from clip_embed._vectors import has_direction
@@ -37,6 +38,16 @@ class _Names:
 
     def keys(self, content: bytes) -> list[bytes]:
         return [hashlib.blake2b(content, digest_size=20, key=space).digest() for space in self.spaces]
+
+
+class _File(NamedTuple):
+    """An image that was read."""
+
+    source: object
+    encoded: bytes | None
+    """None where the source is no encoded image."""
+    content: bytes
+    """Its digest; empty without a cache."""
 
 
 class CachedTowers:
@@ -59,7 +70,7 @@ class CachedTowers:
         self._with_torch = with_torch
         self.processes = processes
         self._opening = threading.Lock()
-        self._gpu_jpeg: GpuJpeg | str | None = None  # None: not opened yet; a text says why there is none
+        self._on_gpu: OnGpu | None = None  # None: not opened yet
         space = towers.space if cache is not None else ""
         limits = f"failure max_pixels={policy.max_pixels} max_bytes={policy.max_bytes} {recipe}"
         self._images = _Names.of(space, recipe.image_sources())
@@ -71,32 +82,32 @@ class CachedTowers:
 
         Where a GPU decodes too, one thread more hands to it what comes while all cores are busy.
         """
-        gpu_jpeg = self.open_gpu_jpeg()
+        gpu_jpeg = self.open_on_gpu().jpeg
         if isinstance(gpu_jpeg, str):
             return self.prepare_all, cores
-        return beside(cores, self.prepare_all, partial(self._on_gpu, gpu_jpeg)), cores + 1
+        return beside(cores, self.prepare_all, partial(self._by_gpu_jpeg, gpu_jpeg)), cores + 1
 
     def prepare_all(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
         """Prepare some images, where a chunk of them finds a decode process free in that; in order."""
-        chunk = self.processes.decode(sources, self.remembered) if self.processes else None
-        return one_by_one(self.prepare)(sources) if chunk is None else self._from(chunk, sources)
+        if self.processes is not None:
+            chunk = self.processes.decode(sources, self.remembered, self.open_on_gpu().resizer)
+            if chunk is not None:
+                return self._from(chunk, sources)
+        return self._by_cores(sources)
 
-    def open_gpu_jpeg(self) -> GpuJpeg | str:
-        """Return what decodes on the GPU, or why nothing does."""
-        if self._gpu_jpeg is None:
+    def open_on_gpu(self) -> OnGpu:
+        """Return what a GPU does of decoding and resizing, and why not the rest."""
+        if self._on_gpu is None:
             with self._opening:
-                self._gpu_jpeg = self._gpu_jpeg or self._open_gpu_jpeg()
-        return self._gpu_jpeg
+                self._on_gpu = self._on_gpu or self._open_on_gpu()
+        return self._on_gpu
 
-    def _open_gpu_jpeg(self) -> GpuJpeg | str:
+    def _open_on_gpu(self) -> OnGpu:
         if not self._with_torch:
-            return "it is for models that are given by name"
+            return nothing_on_gpu("it is for models that are given by name")
         if self._recipe.pixels != "fast":
-            return "its pixels are not the reference's"
-        device = devices_of(self._towers.device)[0]  # torchvision keeps one decoder for all: on one device
-        if device_kind(device) != "cuda":
-            return "it needs a CUDA device"
-        return open_gpu_jpeg(device, self._towers.model.image_spec, self._policy)
+            return nothing_on_gpu("its pixels are not the reference's")
+        return open_on_gpu(self._towers.device, self._towers.model.image_spec, self._policy)
 
     def _from(self, chunk: Chunk, sources: Sequence[object]) -> list[Prepared | ImageError]:
         """Return what a decode process gave, as `prepare` would have given it."""
@@ -118,66 +129,63 @@ class CachedTowers:
         return outcomes
 
     def prepare(self, source: object) -> Prepared:
-        """Read and decode one image, in a decode thread; content that is known is not decoded."""
+        """Read, decode and resize one image, in a decode thread; content that is known is not decoded."""
+        return cast("Prepared", self._decode(source, None))
+
+    def _by_cores(self, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Prepare some images in this thread; a GPU may resize them."""
+        resizer = self.open_on_gpu().resizer
+        if resizer is None:
+            return one_by_one(self.prepare)(sources)
+        return in_halves(partial(self._decode, resizer=resizer), resizer.fit)(sources)
+
+    def _by_gpu_jpeg(self, gpu_jpeg: GpuJpeg, sources: Sequence[object]) -> list[Prepared | ImageError]:
+        """Prepare a chunk whose plain JPEGs a GPU decodes, the rest in this thread."""
+        outcomes = [attempt(self._read, source) for source in sources]
+        files = {place: read for place, read in enumerate(outcomes) if isinstance(read, _File)}
+        decoded = gpu_jpeg.decode([file.encoded or b"" for file in files.values()])
+        left: dict[int, _File] = {}
+        for (place, file), pixels in zip(files.items(), decoded, strict=True):
+            if pixels is None:
+                left[place] = file
+            else:
+                outcomes[place] = Prepared(file.content, pixels)
+        for place, outcome in zip(left, self._by_cores(list(left.values())), strict=True):
+            outcomes[place] = outcome
+        return cast("list[Prepared | ImageError]", outcomes)
+
+    def _read(self, source: object) -> Prepared | _File:
+        """Return the file of an image, or what is known of it."""
         if isinstance(source, Pixels):
             return Prepared(b"", source.array)
-        encoded, content, known = self._read(source)
-        return self._decode(source, encoded, content) if known is None else Prepared(content, None, known)
-
-    def _read(self, source: object) -> tuple[bytes | None, bytes, Float32 | None]:
-        """Return the file, with a cache its digest, and the vector where that is known."""
         encoded = read_encoded(source, self._policy)
         content = _digest(encoded) if encoded is not None and self._cache is not None else b""
         if isinstance(source, Encoded):
             source.digest = content
-        return encoded, content, self._known(content) if content else None
+        known = self._known(content) if content else None
+        return _File(source, encoded, content) if known is None else Prepared(content, None, known)
 
-    def _on_gpu(self, gpu_jpeg: GpuJpeg, sources: Sequence[object]) -> list[Prepared | ImageError]:
-        """Prepare a chunk whose plain JPEGs a GPU decodes, the rest here."""
-        outcomes: dict[int, Prepared | ImageError] = {}
-        files: list[tuple[int, bytes | None, bytes]] = []
-        for place, source in enumerate(sources):
-            if isinstance(source, Pixels):
-                outcomes[place] = self.prepare(source)
-                continue
-            try:
-                encoded, content, known = self._read(source)
-            except ImageError as error:
-                outcomes[place] = ImageError(str(error), retryable=error.retryable)
-                continue
-            if known is None:
-                files.append((place, encoded, content))
-            else:
-                outcomes[place] = Prepared(content, None, known)
-        decoded = gpu_jpeg.decode([encoded or b"" for _, encoded, _ in files])
-        for (place, encoded, content), pixels in zip(files, decoded, strict=True):
-            if pixels is None:
-                decode = partial(self._decode, encoded=encoded, content=content)
-                outcomes[place] = one_by_one(decode)([sources[place]])[0]
-            else:
-                outcomes[place] = Prepared(content, pixels)
-        return [outcomes[place] for place in range(len(sources))]
-
-    def _decode(self, source: object, encoded: bytes | None, content: bytes) -> Prepared:
+    def _decode(self, source: object, resizer: GpuResize | None) -> Prepared | Decoded:
+        """Return an image in the model's size, or as it is decoded where the resizer takes it so."""
+        file = source if isinstance(source, _File) else self._read(source)
+        if isinstance(file, Prepared):
+            return file
+        spec, exact = self._towers.model.image_spec, self._recipe.pixels == "reference"
         try:
-            pixels = prepare_pixels(
-                source,
-                encoded,
-                self._towers.model.image_spec,
-                self._policy,
-                exact=self._recipe.pixels == "reference",
-                with_torch=self._with_torch,
-            )
+            decoded = decode_for(file.source, file.encoded, spec, self._policy, exact=exact)
+            if resizer is not None and resizer.takes(decoded):
+                return Decoded(file.content, decoded)
+            pixels = fit(decoded, spec, self._policy, with_torch=self._with_torch)
         except ImageError as error:
-            if self._cache is not None and content:
-                self._cache.put_failure(self._failures.keys(content)[0], error)
+            if self._cache is not None and file.content:
+                self._cache.put_failure(self._failures.keys(file.content)[0], error)
             raise
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ModelError(
                 f"the prepare of the model's image_spec gave {pixels.dtype} {pixels.shape}, "
                 "not uint8 (height, width, 3)"
             )
-        return Prepared(content, np.ascontiguousarray(pixels))
+        return Prepared(file.content, np.ascontiguousarray(pixels))
 
     def forward(self, batch: Sequence[Prepared], alone: bool) -> list[Float32 | ImageError]:
         """Embed one batch of decoded images: a unit vector (d,) each, or why there is none.

@@ -1,9 +1,9 @@
 """Decode processes: what a GPU wants to be fed with, once the threads of one process no longer suffice.
 
 Python lets one thread of a process run at a time, and an image takes some 0.1 to 0.2 ms of that beside the
-decoders, which do without it: some thousand images a second is all that a process hands out, on however
-many cores (docs/gpu.md). So on large machines each two cores get a process of their own. A decode thread of
-the parent that finds a connection to one free sends a chunk of images there and copies the pixels out of
+decoders, which do without it: some thousands a second are all that a process hands out, on however many
+cores (docs/gpu.md). So on large machines each two cores get a process of their own. A decode thread of
+the parent that finds a connection to one free sends a chunk of images there and takes the pixels out of
 memory that both share; one that finds none decodes here, as without processes. Nothing depends on
 them: one that dies is done without, and its chunk is decoded here.
 
@@ -31,14 +31,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from PIL import Image, ImageFile
 
-from clip_embed._engine.decode_worker import Failure, Reply, Request, Task, pair
+from clip_embed._engine.decode_worker import Failure, Reply, Request, Task, Whole, pair
 from clip_embed._engine.device import is_gpu
 from clip_embed._engine.fork import outlive_forks
 from clip_embed._engine.pipeline import AT_ONCE
 from clip_embed._engine.towers import Towers
+from clip_embed._images.gpu_resize import GpuResize
+from clip_embed._images.pixels import Stored
 from clip_embed._images.source import Encoded
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
@@ -62,7 +63,10 @@ class _Channel:
     """A connection to one thread of a process, and the memory it answers into."""
 
     connection: Connection
-    pixels: UInt8
+    prepared: UInt8
+    """(chunk, height, width, 3): the images that were resized there."""
+    room: UInt8
+    """Flat: those that were not."""
     ready: bool = False
 
 
@@ -117,11 +121,13 @@ class DecodeProcesses:
         """End the processes and wait for them; idempotent."""
         self._stop()
 
-    def decode(self, sources: Sequence[object], known: Callable[[bytes], object]) -> Chunk | None:
+    def decode(
+        self, sources: Sequence[object], known: Callable[[bytes], object], resizer: GpuResize | None = None
+    ) -> Chunk | None:
         """Decode a chunk elsewhere; None where no process is free, or it holds what cannot be sent.
 
         `known` is asked with the SHA-256 of each file, where the task says so; what it gives for one
-        stands for its pixels.
+        stands for its pixels. What is for the `resizer` is resized by it.
         """
         if not all(isinstance(source, (str, Path, bytes, Mapping, Encoded)) for source in sources):
             return None
@@ -136,7 +142,7 @@ class DecodeProcesses:
                 return None
             raise
         try:
-            chunk = self._ask(channel, sent, known)
+            chunk = self._ask(channel, sent, known, resizer)
         except (EOFError, OSError) as error:
             self._lost(channel, error)
             return None
@@ -146,21 +152,38 @@ class DecodeProcesses:
         self._give_back(channel)
         return chunk
 
-    def _ask(self, channel: _Channel, sources: Sequence[object], known: Callable[[bytes], object]) -> Chunk:
+    def _ask(
+        self,
+        channel: _Channel,
+        sources: Sequence[object],
+        known: Callable[[bytes], object],
+        resizer: GpuResize | None,
+    ) -> Chunk:
         hashes: list[bytes | Failure] = []
         found: list[object] = [None] * len(sources)
-        channel.connection.send(Request(sources, _folder()))
+        channel.connection.send(Request(sources, _folder(), resizer is not None))
         if self._task.hashed:
             hashes = channel.connection.recv()
             found = [known(each) if isinstance(each, bytes) else None for each in hashes]
             channel.connection.send([place for place, have in enumerate(found) if have is None])
         reply: Reply = channel.connection.recv()
-        copies = channel.pixels[: len(sources)].copy()
         outcomes = iter(reply.outcomes)
         pixels: list[UInt8 | Failure | None] = []
+        whole: dict[int, Stored] = {}
         for place, have in enumerate(found):
-            pixels.append(None if have is not None else next(outcomes) or copies[place])
-        return Chunk(hashes, found, pixels, reply.seconds)
+            outcome = next(outcomes) if have is None else None
+            pixels.append(outcome if isinstance(outcome, tuple) else None)
+            if isinstance(outcome, Whole):
+                whole[place] = outcome.stored(channel.room)
+            elif have is None and outcome is None:
+                pixels[place] = channel.prepared[place].copy()
+        read, decoded, resized = reply.seconds
+        if resizer is not None and whole:
+            start = time.perf_counter()
+            for place, row in zip(whole, resizer.fit(list(whole.values())), strict=True):
+                pixels[place] = row
+            resized += time.perf_counter() - start
+        return Chunk(hashes, found, pixels, (read, decoded, resized))
 
     def _take(self, images: int) -> _Channel | None:
         with self._lock:
@@ -209,7 +232,6 @@ class DecodeProcesses:
             logger.warning("no decode process could be started (%s); images are decoded here", error)
 
     def _start_one(self) -> None:
-        shape = (self._task.chunk, *self._task.shape)
         control, their_control = pair()
         memories = [os.memfd_create("clip-embed") for _ in range(_THREADS)]
         theirs: list[socket.socket] = []
@@ -218,12 +240,12 @@ class DecodeProcesses:
             channels: list[_Channel] = []
             for memory in memories:
                 stack.callback(os.close, memory)
-                os.ftruncate(memory, int(np.prod(shape)))
+                os.ftruncate(memory, self._task.bytes_shared)
                 ours, end = pair()
                 theirs.append(end)
                 stack.callback(end.close)
-                mapped = np.frombuffer(mmap.mmap(memory, int(np.prod(shape))), np.uint8)
-                channels.append(_Channel(ours, mapped.reshape(shape)))
+                shared = mmap.mmap(memory, self._task.bytes_shared)
+                channels.append(_Channel(ours, *self._task.divide(shared)))
             ends = [end.fileno() for end in theirs]
             arguments = json.dumps([sys.path, their_control.fileno(), ends, memories])
             process = subprocess.Popen(  # noqa: S603 - this Python, with code of ours

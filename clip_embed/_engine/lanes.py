@@ -1,11 +1,10 @@
 """An image tower on GPUs: batches side by side in lanes, each fed from its own memory.
 
-A lane is one thread's way to one device and back. Where torch has CUDA (ROCm too) it copies from pinned
-memory on a stream of its own, and a batch of a shape that comes again is recorded as a CUDA graph: one
-launch instead of some hundreds, which Python would have to make while its decode threads want to run as
-well. Two lanes a device let one batch be copied while the other is computed. Every graph is
-held against the plain pass on the batch that it was recorded with, and is not used where it differs.
-Other devices, and a CPU in tests, take the plain pass.
+A lane has a link to one device. Where torch has CUDA (ROCm too) a batch of a shape that comes again is
+recorded as a CUDA graph: one launch instead of some hundreds, which Python would have to make while its
+decode threads want to run as well. Two lanes a device let one batch be copied while the other is computed.
+Every graph is held against the plain pass on the batch that it was recorded with, and is not used where it
+differs. Other devices, and a CPU in tests, take the plain pass.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from clip_embed._engine.batcher import is_out_of_memory
 from clip_embed._engine.device import device_kind
+from clip_embed._engine.link import CudaLink, Link
 from clip_embed._types import Float32, UInt8
 from clip_embed._vectors import unit_rows
 
@@ -54,6 +54,7 @@ class Lane:
         self.device = device
         self.notes: list[str] = []
         """What did not hold and is not used, with the figures."""
+        self._link = Link(device)
         self._tower = tower
         self._recordings: dict[tuple[int, ...], Tower | None] = {}  # None: seen once
         self._plain_only = False
@@ -63,15 +64,17 @@ class Lane:
         import torch
 
         try:
-            with torch.inference_mode(), self._active():
-                return self._fetch(self._forward(self._stage(pixels)))
+            with torch.inference_mode(), self._link.active():
+                (staged,) = self._link.send([pixels])
+                (rows,) = self._link.fetch([self._forward(staged)])
+                return np.asarray(rows, np.float32)
         except RuntimeError as error:
             error.add_note(f"on device {self.device}")
             raise
 
     def make_room(self) -> None:
         """Let go of what is kept between batches; the lane must be at rest."""
-        with self._active():
+        with self._link.active():
             self._clear()
 
     def _forward(self, staged: torch.Tensor) -> torch.Tensor:
@@ -113,54 +116,23 @@ class Lane:
         self._plain_only = True
         self._recordings.clear()
 
-    def _active(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def _stage(self, pixels: UInt8) -> torch.Tensor:
-        import torch
-
-        return torch.as_tensor(pixels).to(self.device)
-
     def _record(self, staged: torch.Tensor) -> Tower:
         raise NotImplementedError
-
-    def _fetch(self, rows: torch.Tensor) -> Float32:
-        return np.asarray(rows.cpu().numpy(), np.float32)
 
     def _clear(self) -> None:
         self._recordings.clear()
 
 
 class CudaLane(Lane):
-    """A lane with a stream, pinned memory and CUDA graphs."""
+    """A lane that records CUDA graphs."""
 
     records = True
     _recording = threading.Lock()  # CUDA minds what others allocate while a graph is recorded
 
     def __init__(self, tower: Tower, device: str) -> None:
-        import torch
-
         super().__init__(tower, device)
-        cuda: Any = torch.cuda  # partly without types
-        self._stream = cuda.Stream(device)
-        self._pinned = torch.empty(0, dtype=torch.uint8)
+        self._link = self._cuda = CudaLink(device)
         self._pool: Any = None
-
-    @contextmanager
-    def _active(self) -> Generator[None]:
-        import torch
-
-        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
-            yield
-
-    def _stage(self, pixels: UInt8) -> torch.Tensor:
-        import torch
-
-        if self._pinned.numel() < pixels.size:
-            self._pinned = torch.empty(pixels.size, dtype=torch.uint8, pin_memory=True)
-        pinned = self._pinned[: pixels.size].view(pixels.shape)
-        np.copyto(pinned.numpy(), pixels)  # free again by now: the last batch has been waited for
-        return pinned.to(self._stream.device, non_blocking=True)
 
     def _record(self, staged: torch.Tensor) -> Tower:
         import torch
@@ -169,9 +141,9 @@ class CudaLane(Lane):
         graph = torch.cuda.CUDAGraph()
         with self._recording:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            torch.cuda.synchronize(self._stream.device)
+            torch.cuda.synchronize(self._cuda.stream.device)
             with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                graph, pool=self._pool, stream=self._cuda.stream, capture_error_mode="thread_local"
             ):
                 rows = self._tower(given)
 
@@ -181,17 +153,6 @@ class CudaLane(Lane):
             return rows
 
         return replay
-
-    def _fetch(self, rows: torch.Tensor) -> Float32:
-        import torch
-
-        cuda: Any = torch.cuda
-        host = torch.empty(rows.shape, dtype=torch.float32, pin_memory=True)
-        host.copy_(rows, non_blocking=True)
-        done = cuda.Event(blocking=True)  # waits without a core of its own
-        done.record(self._stream)
-        done.synchronize()
-        return host.numpy().copy()
 
     def _clear(self) -> None:
         import torch

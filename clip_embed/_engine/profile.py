@@ -15,13 +15,13 @@ from typing import cast
 import numpy as np
 
 from clip_embed._engine.decode_processes import DecodeProcesses
-from clip_embed._engine.device import device_kind
 from clip_embed._engine.pipeline import ImageStream
-from clip_embed._engine.prepared import Prepare, Prepared, beside, one_by_one
+from clip_embed._engine.prepared import Decoded, Prepare, Prepared, beside, in_halves, one_by_one
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import STAGES, Profile
 from clip_embed._images.gpu_jpeg import GpuJpeg
-from clip_embed._images.pixels import decode_for, fit
+from clip_embed._images.on_gpu import OnGpu
+from clip_embed._images.pixels import Stored, decode_for, fit
 from clip_embed._images.source import read_encoded
 from clip_embed._types import Float32, ImagePolicy, Model, UInt8
 from clip_embed.errors import ImageError
@@ -90,9 +90,9 @@ class Profiler:
     workers: int
     pad: bool
     with_torch: bool
+    on_gpu: OnGpu
+    """What a GPU does of decoding and resizing."""
     processes: DecodeProcesses | None = None
-    gpu_jpeg: GpuJpeg | str = "not asked for"
-    """What decodes on the GPU, or why nothing does."""
 
     def run(self, images: Iterable[object]) -> Profile:
         """Embed the images three times over: whole, without the forward pass, and without decoding.
@@ -109,13 +109,13 @@ class Profiler:
             self.processes.wait(_START)
         # A first batch prepares what would else be prepared while it is measured.
         first = sources[: self.batch_size]
-        self._time(first, self._prepare(idle, []), self._forward(towers, idle), towers)
+        self._time(first, self._prepare(idle), self._forward(towers, idle), towers)
         forward, busy = self._forward(timed, watch), time.thread_time()
-        seconds, failed = self._time(sources, self._prepare(watch, kept), forward, timed)
+        seconds, failed = self._time(sources, _keeping(self._prepare(watch), kept), forward, timed)
         watch.add("hand-over", max(0.0, time.thread_time() - busy - watch.own()))
         nothing: Float32 = np.zeros(self.model.dim, np.float32)
         decoding, _ = self._time(
-            sources, self._prepare(idle, []), lambda batch, _: [nothing] * len(batch), towers
+            sources, self._prepare(idle), lambda batch, _: [nothing] * len(batch), towers
         )
         forwarding, count = 0.0, len(sources) - failed
         if kept:
@@ -133,40 +133,40 @@ class Profiler:
             batch_size=self.batch_size,
             workers=self.workers,
             processes=self.processes.count if self.processes else 0,
-            gpu_jpeg=isinstance(self.gpu_jpeg, GpuJpeg),
-            notes=self._notes(),
+            gpu_jpeg=isinstance(self.on_gpu.jpeg, GpuJpeg),
+            gpu_resize=self.on_gpu.resizer is not None,
+            notes=(*getattr(self.model, "notes", ()), *self.on_gpu.notes(self.device)),
         )
-
-    def _notes(self) -> tuple[str, ...]:
-        """Return what is not used, and why."""
-        notes: list[str] = [*getattr(self.model, "notes", ())]
-        if isinstance(self.gpu_jpeg, str) and device_kind(self.device) == "cuda":
-            notes.append(f"no nvJPEG: {self.gpu_jpeg}")
-        return tuple(notes)
 
     def _towers(self, model: Model) -> Towers:
         return Towers(lambda: model, device=self.device, batch_size=self.batch_size, pad=self.pad)
 
-    def _prepare(self, watch: _Stopwatch, kept: list[UInt8]) -> Prepare:
+    def _prepare(self, watch: _Stopwatch) -> Prepare:
         spec, policy, exact = self.model.image_spec, self.policy, self.precision == "exact"
+        resizer = self.on_gpu.resizer
 
-        def prepare(source: object) -> Prepared:
+        def decode(source: object) -> Prepared | Decoded:
             with watch.stage("read"):
                 encoded = read_encoded(source, policy)
             with watch.stage("decode"):
                 decoded = decode_for(source, encoded, spec, policy, exact=exact)
+            if resizer is not None and resizer.takes(decoded):
+                return Decoded(b"", decoded)
             with watch.stage("resize"):
-                pixels = np.ascontiguousarray(fit(decoded, spec, policy, with_torch=self.with_torch))
-            if len(kept) < _KEPT:
-                kept.append(pixels)
-            return Prepared(b"", pixels)
+                pixels = fit(decoded, spec, policy, with_torch=self.with_torch)
+                return Prepared(b"", np.ascontiguousarray(pixels))
 
-        here = one_by_one(prepare)
+        def resize(decoded: Sequence[Stored]) -> list[UInt8]:
+            assert resizer is not None  # noqa: S101 - for the type checkers: else nothing is left for it
+            with watch.stage("resize"):
+                return resizer.fit(decoded)
+
+        here = in_halves(decode, resize)
 
         def prepare_all(sources: Sequence[object]) -> list[Prepared | ImageError]:
             chunk = None
             if self.processes is not None:
-                chunk = self.processes.decode(sources, lambda _: None)
+                chunk = self.processes.decode(sources, lambda _: None, resizer)
             if chunk is None:
                 return here(sources)
             for stage, seconds in zip(STAGES, chunk.seconds, strict=False):  # the first three
@@ -178,11 +178,11 @@ class Profiler:
                 for pixels in chunk.pixels
             ]
 
-        if isinstance(self.gpu_jpeg, str):
+        if isinstance(self.on_gpu.jpeg, str):
             return prepare_all
-        return beside(self.workers, prepare_all, partial(self._on_gpu, self.gpu_jpeg, watch, here))
+        return beside(self.workers, prepare_all, partial(self._by_gpu_jpeg, self.on_gpu.jpeg, watch, here))
 
-    def _on_gpu(
+    def _by_gpu_jpeg(
         self, gpu_jpeg: GpuJpeg, watch: _Stopwatch, here: Prepare, sources: Sequence[object]
     ) -> list[Prepared | ImageError]:
         """Prepare on the GPU a chunk that no core is free for, and here what is not for it."""
@@ -190,10 +190,9 @@ class Profiler:
             files = [_file(source, self.policy) for source in sources]
         with watch.stage("decode"):
             decoded = gpu_jpeg.decode(files)
-        return [
-            here([source])[0] if pixels is None else Prepared(b"", pixels)
-            for source, pixels in zip(sources, decoded, strict=True)
-        ]
+        left = here([source for source, pixels in zip(sources, decoded, strict=True) if pixels is None])
+        others = iter(left)
+        return [next(others) if pixels is None else Prepared(b"", pixels) for pixels in decoded]
 
     def _forward(
         self, towers: Towers, watch: _Stopwatch
@@ -226,10 +225,22 @@ class Profiler:
             own_threads=bool(towers.lanes),
             dim=self.model.dim,
             batch_size=self.batch_size,
-            workers=self.workers + isinstance(self.gpu_jpeg, GpuJpeg),
+            workers=self.workers + isinstance(self.on_gpu.jpeg, GpuJpeg),
         ) as stream:
             failed = sum(len(batch.failures) for batch in stream)
         return time.perf_counter() - start, failed
+
+
+def _keeping(prepare: Prepare, kept: list[UInt8]) -> Prepare:
+    """Return what prepares, and keeps the first images as the model takes them."""
+
+    def prepare_and_keep(sources: Sequence[object]) -> list[Prepared | ImageError]:
+        outcomes = prepare(sources)
+        found = [each.pixels for each in outcomes if isinstance(each, Prepared) and each.pixels is not None]
+        kept.extend(found[: max(0, _KEPT - len(kept))])
+        return outcomes
+
+    return prepare_and_keep
 
 
 def _file(source: object, policy: ImagePolicy) -> bytes:

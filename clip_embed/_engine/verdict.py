@@ -41,6 +41,8 @@ class Profile:
     """Processes that those threads are in; 0 where they are in this one."""
     gpu_jpeg: bool = False
     """nvJPEG decodes beside them what none of them is free for."""
+    gpu_resize: bool = False
+    """The device resizes what they decode."""
     notes: tuple[str, ...] = ()
     """What is faster and not used, and why: it is not there, or did not hold when it was checked."""
 
@@ -104,6 +106,7 @@ class Profile:
         threads = f"{self.workers} threads for decoding"
         threads += f" in {self.processes} processes" if self.processes else ""
         threads += ", nvJPEG beside them" if self.gpu_jpeg else ""
+        threads += ", resize on the device" if self.gpu_resize else ""
         failed = f", {self.failed:,} of them failed" if self.failed else ""
         total, most = sum(self.stages.values()), max(self.stages.values())
         rows = [

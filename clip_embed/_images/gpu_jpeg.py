@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from clip_embed._images.gpu_resize import Job, first_line, resize_on, together
 from clip_embed._images.jpeg import frame_marker, is_plain
 from clip_embed._images.pixels import finish, is_long, prepare_pixels, resized
 from clip_embed._images.resize import FAST_FILTERS
@@ -41,7 +42,7 @@ _FAILURES = (RuntimeError, AttributeError)
 """What a codec raises. An AttributeError is that of a torchvision without its compiled part."""
 _BASELINE = (0xC0, 0xC1)
 _END = b"\xff\xd9"
-_MAX_PIXELS = 50_000_000  # on the device each takes 15 bytes while it is resized
+_MAX_PIXELS = 50_000_000  # on the device each takes some 30 bytes while it is resized
 
 
 class GpuJpeg:
@@ -63,7 +64,7 @@ class GpuJpeg:
         try:
             return self._decode(files)
         except _FAILURES as error:  # of memory, or a file that it does not take
-            logger.info("%d images are decoded on the CPU: %s", len(files), _line(error))
+            logger.info("%d images are decoded on the CPU: %s", len(files), first_line(error))
             return [None] * len(files)
         finally:
             self._turn.release()
@@ -74,7 +75,7 @@ class GpuJpeg:
         try:
             found = self._decode(files)
         except _FAILURES as error:
-            return f"it fails: {_line(error)}"
+            return f"it fails: {first_line(error)}"
         if any(pixels is None for pixels in found):
             return "it does not decode the images that it is checked with"
         right = [prepare_pixels(None, file, self._spec, self._policy) for file in files]
@@ -115,31 +116,19 @@ class GpuJpeg:
         if not sizes:
             return found
         with torch.inference_mode():
-            decoded = self._codec([files[place] for place in sizes])
-            small = [self._resized(*each) for each in zip(decoded, sizes.values(), strict=True)]
-            rows = [None if each is None else each.cpu().numpy() for each in small]
-        for place, row in zip(sizes, rows, strict=True):
-            if row is not None:
-                found[place] = np.ascontiguousarray(finish(row, self._spec, self._policy.background))
+            decoded = dict(zip(sizes, self._codec([files[place] for place in sizes]), strict=True))
+            jobs = {
+                place: Job((3, height, width), (width, height), resized((width, height), self._spec))
+                for place, (width, height) in sizes.items()
+                if tuple(decoded[place].shape) == (3, height, width)
+            }
+            for job, places in together(jobs):
+                planes = torch.stack([decoded[place] for place in places])
+                small = resize_on(planes, job.extent, job.target, self._spec.resample).cpu().numpy()
+                for place, row in zip(places, small, strict=True):
+                    pixels = finish(row, self._spec, self._policy.background)
+                    found[place] = np.ascontiguousarray(pixels)
         return found
-
-    def _resized(self, decoded: torch.Tensor, size: tuple[int, int]) -> torch.Tensor | None:
-        if tuple(decoded.shape) != (3, size[1], size[0]):
-            return None
-        return resize_on(decoded, resized(size, self._spec), self._spec.resample)
-
-
-def resize_on(pixels: torch.Tensor, size: tuple[int, int], resample: str) -> torch.Tensor:
-    """Resize uint8 (3, height, width) to `size`, (width, height): uint8 (height, width, 3), antialiased.
-
-    Runs on the device of the pixels; GPUs have no such kernel for integers, so float32 is rounded once.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    width, height = size
-    small = interpolate(pixels[None].to(torch.float32), size=(height, width), mode=resample, antialias=True)
-    return small[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
 def open_gpu_jpeg(device: str, spec: ImageSpec, policy: ImagePolicy) -> GpuJpeg | str:
@@ -161,7 +150,7 @@ def _nvjpeg(device: str) -> Codec | str:
     try:
         vision: Any = import_module("torchvision.io")
     except (ImportError, OSError, RuntimeError) as error:  # not there, or made for another torch
-        return f"torchvision cannot be used: {_line(error)}"
+        return f"torchvision cannot be used: {first_line(error)}"
     import torch
 
     def decode(files: Sequence[bytes]) -> list[torch.Tensor]:
@@ -181,8 +170,3 @@ def _check_files() -> tuple[bytes, ...]:
         Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=90, subsampling="4:2:0")
         files.append(buffer.getvalue())
     return tuple(files)
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

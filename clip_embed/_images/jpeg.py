@@ -26,7 +26,14 @@ _SCALES = (8, 4, 2)  # those for which libjpeg-turbo has vector code
 
 class _Codec(Protocol):
     def decode_jpeg(
-        self, data: bytes, colorspace: str, *, min_height: int, min_width: int, strict: bool
+        self,
+        data: bytes,
+        colorspace: str,
+        *,
+        min_height: int,
+        min_width: int,
+        buffer: UInt8 | None,
+        strict: bool,
     ) -> UInt8: ...
 
 
@@ -37,6 +44,11 @@ def _codec() -> _Codec | None:
         return cast("_Codec", import_module("simplejpeg"))
     except ImportError:
         return None
+
+
+def has_codec() -> bool:
+    """Whether the extra `fast` is installed."""
+    return _codec() is not None
 
 
 def is_plain(encoded: bytes, image: Image.Image) -> bool:
@@ -78,19 +90,20 @@ def _margin(image: Image.Image) -> float:
 
 
 def decode_jpeg(
-    encoded: bytes, image: Image.Image, target: tuple[int, int]
+    encoded: bytes, image: Image.Image, target: tuple[int, int], into: UInt8 | None = None
 ) -> tuple[Image.Image | UInt8, tuple[float, float]]:
     """Decode the plain JPEG that `image` is the header of, as large as a resize to the target needs.
 
     Gives an RGB image or uint8 (height, width, 3), and the (width, height) of what the image covers
     of it: the last row and column of a scaled image may lie partly outside. Sizes are (width,
-    height), as stored. What Pillow raises on a broken file comes through.
+    height), as stored. The array begins where the flat memory `into` does, if it fits there. What Pillow
+    raises on a broken file comes through.
     """
     size = image.size
     room = min(side / goal for side, goal in zip(size, target, strict=True)) / _margin(image)
     scale = next((scale for scale in _SCALES if scale <= room), 1)
     extent = (size[0] / scale, size[1] / scale)
-    if (pixels := _decode_strictly(encoded, size, scale)) is not None:
+    if (pixels := _decode_strictly(encoded, size, scale, into)) is not None:
         return pixels, extent
     if room >= 1:  # at scale 1 it only chooses the quicker upsampling of colour
         image.draft(None, (size[0] // scale, size[1] // scale))
@@ -98,14 +111,18 @@ def decode_jpeg(
     return image.convert("RGB"), extent
 
 
-def _decode_strictly(encoded: bytes, size: tuple[int, int], scale: int) -> UInt8 | None:
+def _decode_strictly(encoded: bytes, size: tuple[int, int], scale: int, into: UInt8 | None) -> UInt8 | None:
     """Return None where simplejpeg is not installed or finds the least fault in the file."""
     codec = _codec()
     if codec is None:
         return None
     width, height = (-(-side // scale) for side in size)
+    if into is not None and into.size < 3 * width * height:
+        into = None
     try:
-        pixels = codec.decode_jpeg(encoded, "RGB", min_height=height, min_width=width, strict=True)
+        pixels = codec.decode_jpeg(
+            encoded, "RGB", min_height=height, min_width=width, buffer=into, strict=True
+        )
     except ValueError:
         return None
     return pixels if pixels.shape == (height, width, 3) else None

@@ -29,6 +29,24 @@ class Stored(NamedTuple):
     turn: int
     """EXIF's orientation."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded pixels."""
+        picture = self.picture
+        return 3 * picture.width * picture.height if isinstance(picture, Image.Image) else picture.nbytes
+
+    def is_long(self, spec: ImageSpec) -> bool:
+        """Whether nearly all of the resized image would be cut off."""
+        return is_long(_turned(self.size, self.turn), spec)
+
+    def target(self, spec: ImageSpec) -> Size:
+        """Return (width, height) after the resize, as stored."""
+        return _turned(resized(_turned(self.size, self.turn), spec), self.turn)
+
+    def finish(self, small: UInt8, spec: ImageSpec, background: tuple[int, int, int]) -> UInt8:
+        """Turn what was resized to the target upright, and crop or pad it."""
+        return finish(_upright_pixels(small, self.turn), spec, background)
+
 
 def prepare_pixels(
     source: object,
@@ -52,12 +70,21 @@ def prepare_pixels(
 
 
 def decode_for(
-    source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy, *, exact: bool
+    source: object,
+    encoded: bytes | None,
+    spec: ImageSpec,
+    policy: ImagePolicy,
+    *,
+    exact: bool,
+    into: UInt8 | None = None,
 ) -> Stored | Image.Image:
-    """The first half of `prepare_pixels`: the image decoded, upright and whole where it is `exact`."""
+    """The first half of `prepare_pixels`: the image decoded, upright and whole where it is `exact`.
+
+    `into` is flat memory that the fast codec begins to fill with its pixels where they fit.
+    """
     if exact or spec.prepare is not None or spec.resample not in FAST_FILTERS:
         return decode(source, encoded, policy)
-    return _decode(source, encoded, spec, policy)
+    return _decode(source, encoded, spec, policy, into)
 
 
 def fit(
@@ -66,17 +93,18 @@ def fit(
     """The second half of `prepare_pixels`: the decoded image in the model's size."""
     if isinstance(decoded, Image.Image):
         return to_pixels(decoded, spec, policy.background)
-    size = _turned(decoded.size, decoded.turn)
-    if is_long(size, spec):
+    if decoded.is_long(spec):
         picture = decoded.picture
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         return to_pixels(upright(image, decoded.turn), spec, policy.background)
-    target = _turned(resized(size, spec), decoded.turn)
+    target = decoded.target(spec)
     pixels = resize(decoded.picture, decoded.extent, target, spec.resample, with_torch=with_torch)
-    return finish(_upright_pixels(pixels, decoded.turn), spec, policy.background)
+    return decoded.finish(pixels, spec, policy.background)
 
 
-def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy) -> Stored:
+def _decode(
+    source: object, encoded: bytes | None, spec: ImageSpec, policy: ImagePolicy, into: UInt8 | None
+) -> Stored:
     if encoded is None and isinstance(source, np.ndarray):
         array = np.ascontiguousarray(checked_array(cast("UInt8", source), policy))
         size = (array.shape[1], array.shape[0])
@@ -88,7 +116,7 @@ def _decode(source: object, encoded: bytes | None, spec: ImageSpec, policy: Imag
         size, turn = image.size, orientation(image, policy)
         whole = _turned(size, turn)
         target = size if is_long(whole, spec) else _turned(resized(whole, spec), turn)
-        return Stored(*decode_jpeg(encoded, image, target), size, turn)
+        return Stored(*decode_jpeg(encoded, image, target, into), size, turn)
 
 
 def _turned(size: Size, turn: int) -> Size:

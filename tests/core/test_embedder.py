@@ -232,7 +232,7 @@ def test_only_failures_of_the_content_are_remembered(
     def no_decoding(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("clip_embed._cache.towers.prepare_pixels", no_decoding)
+    monkeypatch.setattr("clip_embed._cache.towers.decode_for", no_decoding)
     with pytest.raises(ImageBatchError, match="cannot decode"):
         clip.embed_images([encoded[0][:-40]])
 

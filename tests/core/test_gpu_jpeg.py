@@ -25,7 +25,9 @@ from clip_embed._engine import profile as _profile
 from clip_embed._engine.prepared import Prepare, Prepared, beside
 from clip_embed._engine.verdict import STAGES
 from clip_embed._images import gpu_jpeg as _gpu_jpeg
-from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg, resize_on
+from clip_embed._images import on_gpu as _on_gpu
+from clip_embed._images.gpu_jpeg import GpuJpeg, open_gpu_jpeg
+from clip_embed._images.on_gpu import OnGpu, nothing_on_gpu
 from clip_embed._images.pixels import prepare_pixels
 from clip_embed.errors import ImageError
 
@@ -56,21 +58,6 @@ class Codec:
 def decoder(codec: Codec, spec: ImageSpec = SPEC) -> GpuJpeg:
     """Decode on the CPU."""
     return GpuJpeg(codec, spec, POLICY)
-
-
-@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(640, 480), (333, 500), (160, 120), (1999, 1500)])
-def test_the_resize_on_a_device_is_pillows(resample: str, size: tuple[int, int], photo: Photo) -> None:
-    """Antialiased and rounded: at most one grey level from Pillow's, where the other filter is four away."""
-    image = photo(*size).point(lambda level: 96 + level // 4)  # no filter overshoots
-    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    for target in ((224, 168), (299, 224)):
-        small = resize_on(pixels, target, resample).numpy()
-        right = np.asarray(image.resize(target, Image.Resampling[resample.upper()]))
-        assert small.dtype == np.uint8
-        assert np.abs(small.astype(int) - right).max() <= 1
-        wrong = resize_on(pixels, target, "bilinear" if resample == "bicubic" else "bicubic").numpy()
-        assert np.abs(wrong.astype(int) - right).max() >= 4
 
 
 def test_plain_files_and_no_others(photo: Photo, encode: Encode) -> None:
@@ -200,7 +187,7 @@ def test_a_stream_takes_both(
 ) -> None:
     """Files of all kinds come back in order, with their failures, each decoded by whom it suits."""
     codec = Codec()
-    monkeypatch.setattr(CachedTowers, "open_gpu_jpeg", lambda _: decoder(codec))
+    monkeypatch.setattr(CachedTowers, "open_on_gpu", lambda _: OnGpu(decoder(codec), "not here"))
     if by == "processes":
         monkeypatch.setattr(decode_processes.DecodeProcesses, "decode", lambda *_: None)
         monkeypatch.setattr(decode_processes.DecodeProcesses, "wait", lambda *_: None)
@@ -249,14 +236,15 @@ def hold_cores_for(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_it_is_opened(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA, for fast pixels; elsewhere and for the reference's there is a reason and no decoder."""
     there = GpuJpeg(Codec(), SPEC, POLICY)
-    monkeypatch.setattr(_towers, "open_gpu_jpeg", lambda *_: there)
+    monkeypatch.setattr(_on_gpu, "open_gpu_jpeg", lambda *_: there)
+    monkeypatch.setattr(_on_gpu, "open_gpu_resize", lambda *_: "not here")
 
     def opened(precision: Any) -> GpuJpeg | str:  # noqa: ANN401
         clip = ClipEmbedder(clip_folder, device="cpu", precision=precision, cache=None)
-        return clip._through_cache().open_gpu_jpeg()
+        return clip._through_cache().open_on_gpu().jpeg
 
     assert opened("fp32") == "it needs a CUDA device"
-    monkeypatch.setattr(_towers, "device_kind", lambda _: "cuda")
+    monkeypatch.setattr(_on_gpu, "device_kind", lambda _: "cuda")
     assert opened("fp32") is there
     assert opened("exact") == "its pixels are not the reference's"
 
@@ -269,10 +257,10 @@ def test_the_profile_says_why_there_is_none(
     files = [encode(photo(64, 48, seed), "JPEG") for seed in range(4)]
     assert "nvJPEG" not in str(clip.profile(files))
     reason = "torchvision cannot be used: No module named 'torchvision'"
-    monkeypatch.setattr(CachedTowers, "open_gpu_jpeg", lambda _: reason)
-    monkeypatch.setattr(_profile, "device_kind", lambda _: "cuda")
+    monkeypatch.setattr(CachedTowers, "open_on_gpu", lambda _: nothing_on_gpu(reason))
+    monkeypatch.setattr(_on_gpu, "device_kind", lambda _: "cuda")
     profile = clip.profile(files)
-    assert profile.notes == (f"no nvJPEG: {reason}",)
+    assert profile.notes == (f"no nvJPEG: {reason}", f"no resize on the device: {reason}")
     assert f"no nvJPEG: {reason}" in str(profile)
     stages = dict.fromkeys(STAGES, 0.0) | {"decode": 1.0}
     on_gpu = replace(profile, device="cuda", decode_alone=1.0, forward_alone=2.0, stages=stages)

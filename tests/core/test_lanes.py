@@ -271,7 +271,7 @@ def test_a_device_that_is_wrong_in_float32_is_refused(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is nothing to fall back to: ModelError with the figures, on each try."""
-    monkeypatch.setattr(Gpu, "_fetch", lambda self, rows: np.roll(rows.numpy(), 1, axis=0))
+    monkeypatch.setattr(Gpu, "_limited", lambda self, staged: self._real(staged).roll(1, dims=0))
     monkeypatch.setattr(placing, "open_lane", Gpu)
     for precision in ("exact", "bf16"):
         clip = embedder(clip_folder, precision)

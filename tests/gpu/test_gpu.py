@@ -3,15 +3,16 @@
     python -m pytest -m gpu tests/gpu
 
 Without a CUDA device all of it is skipped. What can be shown without one is in tests/core/test_lanes.py,
-test_gpu_jpeg.py and test_decode_processes.py.
+test_gpu_resize.py, test_gpu_jpeg.py and test_decode_processes.py.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,9 @@ from PIL import Image
 
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._engine.lanes import CudaLane
-from clip_embed._images.gpu_jpeg import MAX_GREY, GpuJpeg, open_gpu_jpeg, resize_on
-from clip_embed._images.pixels import prepare_pixels
+from clip_embed._images.gpu_jpeg import MAX_GREY, GpuJpeg, open_gpu_jpeg
+from clip_embed._images.gpu_resize import GpuResize, resize_on
+from clip_embed._images.pixels import Stored, decode_for, fit, prepare_pixels
 from clip_embed.demo import photos as photos_of_the_demo
 from clip_embed.offline._model import IMAGE_SPEC, OfflineModel
 from clip_embed.offline._towers import ImageTower
@@ -171,12 +173,36 @@ def test_tf32_of_the_process_does_not_reach_the_patches(
 
 def test_the_resize_on_the_gpu_is_that_on_the_cpu(photo: Callable[..., Image.Image]) -> None:
     """The same function gives the same grey levels, up to one where a half is rounded."""
-    pixels = torch.from_numpy(np.asarray(photo(640, 480)).copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(photo(640, 480)))[None].permute(0, 3, 1, 2)
     for resample in ("bicubic", "bilinear"):
-        here = resize_on(pixels, (299, 224), resample).int()
-        there = resize_on(pixels.cuda(), (299, 224), resample).cpu().int()
-        assert (here - there).abs().max() <= 1
-        assert (here - there).abs().float().mean() <= 0.01
+        for extent in ((640, 480), (639.25, 479.5)):
+            here = resize_on(pixels, extent, (299, 224), resample).int()
+            there = resize_on(pixels.cuda(), extent, (299, 224), resample).cpu().int()
+            assert (here - there).abs().max() <= 1
+            assert (here - there).abs().float().mean() <= 0.01
+
+
+def test_images_of_many_sizes_are_resized_on_the_gpu(
+    photo: Callable[..., Image.Image], encode: Callable[..., bytes], tiny: ClipEmbedder
+) -> None:
+    """By threads at once, scaled by the decoder and turned: the CPU's pixels, and its check holds."""
+    spec, policy = tiny.model.image_spec, ImagePolicy()
+    resize = GpuResize(["cuda"], spec, policy)
+    why = resize.check()
+    assert why is None or "ms on a core" in why, why
+    decoded: list[Stored] = []
+    for seed in range(24):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + seed % 8
+        size = (640, 480) if seed % 2 else (1603 + seed % 3, 1201)
+        file = encode(photo(*size, seed), "JPEG", exif=exif)
+        decoded.append(cast("Stored", decode_for(None, file, spec, policy, exact=False)))
+    right = [fit(each, spec, policy).astype(int) for each in decoded]
+    with ThreadPoolExecutor(8) as pool:
+        for rows in pool.map(lambda _: resize._fit(decoded, resize._free.get()), range(4)):
+            for row, expected in zip(rows, right, strict=True):
+                assert np.abs(row - expected).mean() <= 0.3  # the two passes in another order
+                assert np.abs(row[:, ::-1] - expected).mean() > 1
 
 
 def test_nvjpeg(photo: Callable[..., Image.Image], encode: Callable[..., bytes], tiny: ClipEmbedder) -> None:
