@@ -32,6 +32,7 @@ _TABLE = """
 """
 _JOURNAL_BYTES = 32 * 1024 * 1024  # that the journal keeps between two commits
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DATABASE = "is a database of something else, not a cache: give another name"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -59,7 +60,8 @@ class CacheFile:
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Do some work on the file; None where another process holds it, or it turns out to be damaged.
 
-        A damaged file is set aside. Raises sqlite3.Error and OSError where the file cannot be used.
+        A damaged cache is set aside. Raises sqlite3.Error and OSError where the file cannot be used, or is
+        none.
         """
         with self._lock:
             try:
@@ -67,8 +69,11 @@ class CacheFile:
             except sqlite3.Error as error:
                 kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if kind in _DAMAGE:
+                    was_cache = self._connection is not None
                     self._disconnect()
                     if self._identity == _identity(self.path):  # else another process did it already
+                        if not was_cache and (foreign := _foreign(self.path)):
+                            raise OSError(foreign) from error
                         _set_aside(self.path, error)
                 elif kind in _BUSY:
                     logger.debug("the cache %s is held by another process: %s", self.path, error)
@@ -116,18 +121,27 @@ class CacheFile:
 
 
 def check_foreign(path: Path) -> None:
-    """Raise ValueError for a folder, or a sound SQLite file that is no cache; reads only its header."""
+    """Raise ValueError for a folder, or a file that never was a cache; reads only its header."""
     if path.is_dir():
         raise ValueError(f"the cache {path} is a folder: give a file, such as {path / 'cache.db'}")
+    if foreign := _foreign(path):
+        raise ValueError(foreign)
+
+
+def _foreign(path: Path) -> str | None:
+    """Say why a file is none of ours by its header; None for a cache, an empty file, and where none is."""
     try:
         with path.open("rb") as file:
             header = file.read(100)
     except OSError:
-        return
-    if header.startswith(b"SQLite format 3\0") and len(header) == 100:
-        application = int.from_bytes(header[68:72], "big")
-        if application != APPLICATION:
-            raise ValueError(f"{path} is a database of something else, not a cache: give another name")
+        return None
+    if not header:
+        return None
+    if not header.startswith(b"SQLite format 3\0"):
+        return f"{path} is a file of something else, not a cache: give another name, or delete it first"
+    if header[68:72] != APPLICATION.to_bytes(4, "big"):
+        return f"{path} {_DATABASE}"
+    return None
 
 
 def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
@@ -152,10 +166,13 @@ def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     remote = network_file_system(path)
+    if number(connection, "PRAGMA page_count") and number(connection, "PRAGMA application_id") != APPLICATION:
+        raise OSError(f"{path} {_DATABASE}")  # it came after `check_foreign`
     if is_new := not number(connection, "SELECT count(*) FROM sqlite_master"):
         connection.execute(f"PRAGMA page_size = {_PAGE}")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")  # in the file before there is a journal
+        with transaction(connection, "DEFERRED"):  # the first page never is without our mark
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # IMMEDIATE would be too late for it
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA journal_mode = {'DELETE' if remote else 'WAL'}")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
@@ -186,9 +203,9 @@ def number(connection: sqlite3.Connection, query: str) -> int:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Generator[None]:
+def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Generator[None]:
     """Write all that happens inside, or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")
@@ -208,13 +225,23 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file and its journal, in place of what was set aside before. Raises OSError."""
-    aside = path.with_name(f"{path.name}.set-aside")
+    """Rename a damaged cache and its journal; what was set aside before stays. Raises OSError."""
+    aside = _free_name(path)
     logger.warning("the cache %s is set aside as %s and begun anew: %s", path, aside.name, reason)
     path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
     for ending in ("-wal", "-journal", ""):
         part = path.with_name(path.name + ending)
         if part.exists():
             part.replace(aside.with_name(aside.name + ending))
-        else:
-            aside.with_name(aside.name + ending).unlink(missing_ok=True)
+
+
+def _free_name(path: Path) -> Path:
+    """Return where a file can be set aside, with an empty file there, so that nobody else takes it."""
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.name}.set-aside{'' if number == 1 else f'-{number}'}")
+        if not any(aside.with_name(aside.name + ending).exists() for ending in ("-wal", "-journal")):
+            with suppress(FileExistsError):
+                aside.touch(exist_ok=False)
+                return aside
+        number += 1

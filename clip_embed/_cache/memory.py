@@ -36,12 +36,12 @@ class EmbeddingCache:
 
     `memory_bytes` bounds the memory (what was not used for longest goes first), `max_bytes` the file
     (the oldest go first; the journal beside it, "-wal", is extra, some tens of MB). Embedders, threads
-    and processes may share the file; it is SQLite, in WAL mode but on network file systems. A file that
+    and processes may share the file; it is SQLite, in WAL mode but on network file systems. A cache that
     is damaged or of another version is renamed to "….set-aside" and begun anew; where the file cannot be
     written, the memory goes on alone. Both are logged as warnings. A vector reaches the file with
     the end of the call that made it, or a second later in a long one.
 
-    Raises ValueError where the path is a folder or a database of something else, or a limit too small.
+    Raises ValueError where the path is a folder or a file of something else, or a limit too small.
     """
 
     def __init__(

@@ -204,8 +204,8 @@ def truncate(share: float) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate(0.6), truncate(0.001), overwrite(0, 0.001), overwrite(0, 0.02), overwrite(0, 1)],
-    ids=["cut", "only a header", "first bytes", "first pages", "everything"],
+    [truncate(0.6), truncate(0.001), overwrite(0.0001, 0.02), overwrite(0.0001, 1)],
+    ids=["cut", "only a header", "first pages", "all but the header"],
 )
 def test_a_damaged_file_is_set_aside(
     damage: Callable[[Path], None], file: Path, caplog: pytest.LogCaptureFixture
@@ -273,6 +273,42 @@ def test_another_version_is_set_aside(file: Path, caplog: pytest.LogCaptureFixtu
     assert len(EmbeddingCache(file)) == 0
     assert "made by another version" in caplog.text
     assert (file.parent / "photos.cache.set-aside").exists()
+
+
+def test_what_was_set_aside_before_stays(file: Path) -> None:
+    """Three damaged caches one after another: all three are kept, under names of their own."""
+    kept: list[bytes] = []
+    for number in range(3):
+        cache = damaged(file, overwrite(0.01 * (number + 1), 1))
+        kept.append(file.read_bytes())
+        assert_nothing_wrong(cache, range(2000))
+        fill(cache, range(10))
+        cache.close()
+        file.unlink()
+    names = [f"photos.cache.set-aside{number}" for number in ("", "-2", "-3")]
+    assert sorted(path.name for path in file.parent.iterdir()) == names
+    assert [(file.parent / name).read_bytes() for name in names] == kept
+
+
+def database() -> bytes:
+    """A sound database without a table, of nobody that we know."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA user_version = 7")
+    return connection.serialize()
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"PAR1" + bytes(200), bytes(5000), database()])
+def test_a_file_that_is_no_cache_is_left_alone(
+    content: bytes, file: Path, encoded: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is refused at once; where it comes later there is a warning, and nothing is kept on disk."""
+    clip = ClipEmbedder(FakeModel(), cache=file)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"photos\.cache is a .* of something else, not a cache: give"):
+        EmbeddingCache(file)
+    assert clip.embed_images(encoded).shape == (12, 16)
+    assert "is not used from here on: " in caplog.text
+    assert [(path.name, path.read_bytes()) for path in file.parent.iterdir()] == [(file.name, content)]
 
 
 def test_a_file_that_another_process_made_anew_is_left_alone(file: Path) -> None:
@@ -361,29 +397,3 @@ def test_a_network_file_system_gets_no_wal(
     assert "network file system (nfs4)" in caplog.text
     assert assert_nothing_wrong(cache, range(100)) == 100
     assert not list(file.parent.glob("*-wal"))
-
-
-REMOTE = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p")
-LOCAL = ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "fuseblk")
-
-
-@pytest.mark.parametrize(
-    ("kind", "remote"),
-    [*((kind, True) for kind in REMOTE), *((kind, False) for kind in LOCAL)],
-)
-def test_kinds_of_file_systems(
-    kind: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The longest mount point counts, the last of equal ones, with spaces in its name."""
-    folder = tmp_path / "a b"
-    folder.mkdir()
-    name = str(folder).replace(" ", "\\040")
-    mounts = tmp_path / "mountinfo"
-    others = [("/", "ext4"), (name, "nfs"), (name, kind), (f"{name}c", "nfs"), (str(tmp_path), "nfs")]
-    mounts.write_text(
-        "".join(f"31 1 0:5 / {point} rw shared:2 - {each} source rw\n" for point, each in others)
-    )
-    monkeypatch.setattr(_mounts, "_MOUNTS", mounts)
-    assert _mounts.network_file_system(folder / "x" / "cache") == (kind if remote else None)
-    mounts.unlink()
-    assert _mounts.network_file_system(folder) is None
