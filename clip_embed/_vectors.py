@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from clip_embed._series import loaded, series_column
 from clip_embed._types import Float32
 from clip_embed.errors import SpaceMismatch
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
     import pyarrow as pa
     import torch
 
     from clip_embed._embedder import ClipEmbedder
 
-Vectors: TypeAlias = "npt.NDArray[np.floating] | torch.Tensor | pa.Array[Any] | pa.ChunkedArray[Any]"
-"""n vectors that are there already: an array or a tensor (n, d) of floats, or a column of Arrow."""
+_Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any] | pd.Series[Any] | pl.Series"
+Vectors: TypeAlias = "npt.NDArray[np.floating] | torch.Tensor | _Column"
+"""n vectors that are there already: an array or a tensor (n, d) of floats, a column of Arrow or a frame."""
 
 
 def unit_rows(vectors: npt.NDArray[np.floating]) -> Float32:
@@ -41,13 +44,16 @@ def has_direction(unit: Float32) -> bool:
 def given_vectors(values: object, embedder: ClipEmbedder) -> Float32 | None:
     """Return n vectors as float32 (n, dim), rows of unit length; None for anything else.
 
-    Vectors are a 2-D float array of numpy, such a tensor of torch, or a column of Arrow without nulls,
-    whose stamp is checked. Raises SpaceMismatch for another dimension, or a stamp of another space.
+    Vectors are a 2-D float array of numpy, such a tensor of torch, or a column of Arrow, pandas or polars
+    without nulls, whose stamp is checked. Raises SpaceMismatch for another dimension, or a stamp of another
+    space.
     """
-    column = _loaded("pyarrow", values, "Array", "ChunkedArray")
+    column = series_column(values)
+    if column is None:
+        column = loaded("pyarrow", values, "Array", "ChunkedArray")
     if column is not None and hasattr(column.type, "value_field"):  # a list of some kind
         return _column_vectors(column, embedder)
-    tensor = _loaded("torch", values, "Tensor")
+    tensor = loaded("torch", values, "Tensor")
     if tensor is not None and tensor.is_floating_point():
         values = tensor.detach().cpu().float().numpy()
     if not isinstance(values, np.ndarray):
@@ -61,13 +67,6 @@ def given_vectors(values: object, embedder: ClipEmbedder) -> Float32 | None:
             "they were made by another"
         )
     return unit_rows(array.astype(np.float32))
-
-
-def _loaded(module: str, value: object, *types: str) -> Any:  # noqa: ANN401 - an object of that module
-    """Return the value where it is of one of these types, None otherwise; imports nothing."""
-    if (library := sys.modules.get(module)) is None:
-        return None
-    return value if isinstance(value, tuple(getattr(library, name) for name in types)) else None
 
 
 def _column_vectors(column: pa.Array[Any] | pa.ChunkedArray[Any], embedder: ClipEmbedder) -> Float32:

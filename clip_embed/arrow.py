@@ -163,13 +163,20 @@ def read_vectors(column: Column, embedder: ClipEmbedder, where: str = "the colum
     if len(lengths) > 1:
         raise SpaceMismatch(f"{where}: the vectors have different dimensions: {sorted(lengths)}")
     dim: int = kind.list_size if pa.types.is_fixed_size_list(kind) else (*lengths, embedder.dim)[0]
-    check_stamp(stamp_of(kind, where), dim, embedder, where)
+    check_stamps(column, dim, embedder, where)
     values: Any = present.flatten().cast(pa.float32())
     if values.null_count:
         raise TypeError(f"{where}: a vector has NULL among its numbers")
     rows: Float32 = np.zeros((len(column), dim), np.float32)
     rows[valid] = unit_rows(values.to_numpy().reshape(-1, dim))
     return rows, valid
+
+
+def check_stamps(column: Column, dim: int, embedder: ClipEmbedder, where: str) -> None:
+    """Check the stamp of a column and of each part: frames join columns of two models without a word."""
+    parts = column.chunks if isinstance(column, pa.ChunkedArray) else []
+    for kind in {stamp_text(each.type): each.type for each in [column, *parts]}.values():
+        check_stamp(stamp_of(kind, where), dim, embedder, where)
 
 
 def stamp_of(kind: Any, where: str) -> Stamp | None:  # noqa: ANN401 - one of pyarrow's list types

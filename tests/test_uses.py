@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 import clip_embed_pandas as cp
-from clip_embed import ClipEmbedder, diverse, duplicates, similar
+import clip_embed_polars as cpl
+from clip_embed import (
+    Category,
+    ClipEmbedder,
+    ModerationPolicy,
+    SpaceMismatch,
+    diverse,
+    duplicates,
+    fit,
+    moderate,
+    similar,
+)
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.arrow import stamp_vectors, vector_array
@@ -51,3 +64,47 @@ def test_copies_are_those_of_pandas(clip: ClipEmbedder) -> None:
     assert [tuple(part.index) for _, part in found.groupby("group")] == list(groups)
     assert len(groups) == 10
     assert len(set(diverse(clip, column, 25).indices.tolist()) - set(range(20)) - set(range(30, 35))) == 0
+
+
+def frames(clip: ClipEmbedder) -> list[Any]:
+    """The vectors of twelve pictures and again of two of them, as columns of pandas and of polars."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(12)]
+    first = cp.embed(pd.DataFrame({"img": pictures}), embedder=clip)
+    lazy = cpl.embed(pl.DataFrame({"img": pl.Series(pictures, dtype=pl.Object)}), embedder=clip)
+    column = pd.concat([first, first.iloc[:2]])["embedding"]
+    return [column, pl.concat([lazy["embedding"], lazy["embedding"][:2]])]
+
+
+def test_columns_of_frames_stand_in_place_of_images(clip: ClipEmbedder) -> None:
+    """Every function takes them, knows their stamp, and says which row has no vector."""
+    policy = ModerationPolicy((Category("a", ("a dog",), ("a cat",)),))
+    for column in frames(clip):
+        assert duplicates(clip, column, threshold=0.9999).groups == ((0, 12), (1, 13))
+        vectors = clip.scores(column, np.eye(16, dtype=np.float32))
+        np.testing.assert_allclose((vectors**2).sum(axis=1), 1, atol=1e-5)
+        assert moderate(clip, column, policy) == moderate(clip, vectors, policy)
+        wanted = clip.classify(vectors, ["a", "b"]).best
+        assert clip.classify(column, ["a", "b"]).best == wanted
+        learned = fit(clip, column, ["x", "y"] * 7)
+        assert learned.predict(clip, column).best == learned.predict(clip, vectors).best
+        assert similar(clip, column, column[3:4], k=1).indices.tolist() == [3]
+        gap = column.copy() if isinstance(column, pd.Series) else column.clone()
+        gap = gap.where(np.arange(14) != 5) if isinstance(gap, pd.Series) else gap.shift(1)
+        with pytest.raises(ValueError, match="no vector in row"):
+            duplicates(clip, gap)
+        other = ClipEmbedder(FakeModel(size=4))
+        with pytest.raises(SpaceMismatch, match="fake:16:4"):
+            other.scores(column, ["a"])
+
+
+def test_a_column_of_two_models_is_refused(clip: ClipEmbedder) -> None:
+    """As searches of the frame do: pandas joins such columns without a word."""
+    pandas, polars = frames(clip)
+    theirs = frames(ClipEmbedder(FakeModel(size=4)))[0]
+    with pytest.raises(SpaceMismatch, match="fake:16:4"):
+        duplicates(clip, pd.concat([pandas, theirs]))
+    plain = pd.Series(list(polars.ext.storage().to_numpy()))
+    for column in (plain, polars.ext.storage()):
+        with pytest.warns(UserWarning, match="nothing says which model"):
+            assert len(duplicates(clip, column, threshold=0.9999).groups) == 2

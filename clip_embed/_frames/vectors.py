@@ -15,9 +15,8 @@ from clip_embed._embedder import ClipEmbedder
 from clip_embed._engine.cores import usable_cores
 from clip_embed._frames.embedding import Bools
 from clip_embed._ranking import Places, best
-from clip_embed._stamp import check_stamp
 from clip_embed._types import Float32
-from clip_embed.arrow import Column, read_vectors, stamp_of, stamp_text
+from clip_embed.arrow import Column, check_stamps, read_vectors
 
 _BLOCK = 1 << 16  # numbers that a core keeps in its own cache from one use to the next
 _ROUNDING = 1e-4  # more than float32 makes of a sum of a thousand products
@@ -168,9 +167,7 @@ def open_vectors(
     if not fixed or any(chunk.values.null_count and chunk.flatten().null_count for chunk in chunks):
         rows, valid = read_vectors(column, embedder, where)
         return VectorColumn([Part(rows, valid)], rows.shape[1])
-    kinds = {stamp_text(each.type): each.type for each in [column, *chunks]}
-    for each in kinds.values():  # concat joins columns of two models without a word
-        check_stamp(stamp_of(each, where), kind.list_size, embedder, where)
+    check_stamps(column, kind.list_size, embedder, where)
     parts = _remembered(column, "", chunks) if owner is None else _remembered(owner, where, chunks)
     return VectorColumn(parts, kind.list_size)
 

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any, cast
 
 import polars as pl
-import pyarrow as pa
 
 from clip_embed import ClipEmbedder
 from clip_embed._frames.columns import (
@@ -20,10 +19,10 @@ from clip_embed._frames.columns import (
 )
 from clip_embed._frames.embedding import Bools
 from clip_embed._frames.vectors import VectorColumn, open_vectors
+from clip_embed._series import EXTENSION as NAME
+from clip_embed._series import polars_column
 from clip_embed._types import Float32
-from clip_embed.arrow import Column, stamp_type, vector_array
-
-NAME = "clip_embed.vectors"
+from clip_embed.arrow import vector_array
 
 
 class ClipVectors(pl.BaseExtension):
@@ -61,13 +60,7 @@ def to_vectors(series: pl.Series, clip: ClipEmbedder, where: str, owner: object)
     """
     if content(series) != "vectors":
         return None
-    dtype: Any = series.dtype
-    plain: Any = series.ext.storage() if isinstance(dtype, pl.BaseExtension) else series
-    parts = [part.to_arrow() for part in plain.get_chunks()]  # of them all together it would be a copy
-    stamp = dtype.ext_metadata() if isinstance(dtype, pl.BaseExtension) and dtype.ext_name() == NAME else None
-    if stamp is not None:
-        parts = [part.cast(stamp_type(stamp, part.type.list_size)) for part in parts]
-    return open_vectors(cast("Column", pa.chunked_array(parts)), clip, where, owner)
+    return open_vectors(polars_column(series), clip, where, owner)
 
 
 def pick(frame: pl.DataFrame, column: str | None, *wanted: Content) -> pl.Series:
