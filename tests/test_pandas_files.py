@@ -130,6 +130,45 @@ def test_other_columns_of_arrow(kind: str, tmp_path: Path) -> None:
         assert (list(plain.iloc[0]) if isinstance(value, list) else plain.iloc[0]) == value
 
 
+@pytest.mark.parametrize("kind", sorted({*NESTED} - {"decimal"}))  # of which pandas makes objects
+def test_files_of_pandas_itself(kind: str, tmp_path: Path) -> None:
+    """What `DataFrame.to_parquet` wrote and pandas cannot read is read, index and stamp included."""
+    dtype, value = NESTED[kind]
+    array = stamp_vectors(vector_array(np.ones((2, DIM), np.float32), np.array([True, False])), CLIP)
+    frame = pd.DataFrame(
+        {
+            "n": [1, 2],
+            "when": pd.to_datetime(["2026-01-01", None]).tz_localize("Europe/Paris"),
+            "img": pd.Series([value, None], dtype=pd.ArrowDtype(dtype)),
+            "e": pd.arrays.ArrowExtensionArray(pa.chunked_array([array])),
+        }
+    ).set_index(pd.Index(["a", "b"], name="key"))
+    frame.to_parquet(tmp_path / "own.parquet")
+    pd.testing.assert_frame_equal(cp.read_parquet(tmp_path / "own.parquet"), frame)
+    pd.testing.assert_frame_equal(
+        cp.read_parquet(tmp_path / "own.parquet", columns=["n", "e"]), frame[["n", "e"]]
+    )
+    pd.testing.assert_frame_equal(cp.read_parquet(tmp_path / "own.parquet", columns=["n"]), frame[["n"]])
+
+
+@pytest.mark.parametrize("write", [cp.to_parquet, pd.DataFrame.to_parquet])
+def test_some_columns_and_rows_of_parts(write: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """A folder of files is one frame; columns and filters are pandas', compression is Arrow's."""
+    rows = CLIP.embed_texts(["red", "green", "blue"])
+    array = stamp_vectors(vector_array(rows, np.ones(3, np.bool_)), CLIP)
+    frame = pd.DataFrame({"n": range(3), "e": pd.arrays.ArrowExtensionArray(pa.chunked_array([array]))})
+    (tmp_path / "parts").mkdir()
+    for part in range(3):
+        write(frame.iloc[[part]], tmp_path / "parts" / f"{part}.parquet", compression="zstd")
+    assert pq.read_metadata(tmp_path / "parts" / "0.parquet").row_group(0).column(0).compression == "ZSTD"
+    whole = cp.read_parquet(tmp_path / "parts")
+    np.testing.assert_array_equal(cp.to_numpy(whole), rows)
+    some = cp.read_parquet(tmp_path / "parts", columns=["e"], filters=[("n", ">", 0)])
+    assert some.columns.tolist() == ["e"]
+    assert some["e"].dtype == frame["e"].dtype
+    np.testing.assert_array_equal(cp.to_numpy(some), rows[1:])
+
+
 def test_written_frames_are_searched(tmp_path: Path) -> None:
     """A loaded frame has its stamp: no warning, and another model's is refused."""
     rows = CLIP.embed_texts(["red", "green"])

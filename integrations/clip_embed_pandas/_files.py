@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from base64 import b64decode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +21,14 @@ _KEY = b"clip_embed_arrow"
 """Where a file names the columns whose types pandas cannot name, and so makes objects of."""
 
 
-def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
+def to_parquet(frame: pd.DataFrame, file: str | Path, *, compression: str | None = "snappy") -> None:
     """Write a frame to a Parquet file that keeps the dimension and the stamp of its vectors.
 
     `read_parquet` gives the frame back with its dtypes and index, and DuckDB, polars and every reader of
     Parquet find lists of floats; plain `pd.read_parquet`, which fails on files that `DataFrame.to_parquet`
     makes of such columns, reads them as arrays, and structs of Arrow as dicts. Paths (`pathlib`) are written
-    as text. Raises TypeError for a column that Parquet has no type for, such as PIL images.
+    as text. `compression` is one of Arrow's ("zstd", "gzip", "lz4"), None for none. Raises TypeError for a
+    column that Parquet has no type for, such as PIL images.
     """
     texts: Any = frame.copy(deep=False)
     for place, dtype in enumerate(frame.dtypes):
@@ -44,24 +47,32 @@ def to_parquet(frame: pd.DataFrame, file: str | Path) -> None:
         if facts["field_name"] in names:
             facts["pandas_type"], facts["numpy_type"] = "object", "object"
     metadata |= {b"pandas": json.dumps(known).encode(), _KEY: json.dumps(names).encode()}
-    _PARQUET.write_table(table.replace_schema_metadata(metadata), file)
+    _PARQUET.write_table(table.replace_schema_metadata(metadata), file, compression=compression)
 
 
-def read_parquet(file: str | Path) -> pd.DataFrame:
+def read_parquet(
+    file: str | Path, *, columns: Sequence[str] | None = None, filters: object = None
+) -> pd.DataFrame:
     """Read a Parquet file as pandas does, its vectors as columns of Arrow with their dimension and stamp.
 
-    Vectors are columns of fixed-size lists of float32, as `to_parquet` writes them; other columns of Arrow
-    are what they were when it wrote them.
+    Vectors are columns of fixed-size lists of float32, as `to_parquet` and `DataFrame.to_parquet` write them;
+    other columns of Arrow are what they were when `to_parquet` wrote them. `file` may be a folder of such
+    files; `columns` and `filters` are those of `pd.read_parquet`.
     """
-    frame = pd.read_parquet(file)
-    schema = _PARQUET.read_schema(file)
+    source = _PARQUET.ParquetDataset(file)
+    schema = source.schema
     vectors = [schema.names[place] for place, kind in enumerate(schema.types) if _holds_vectors(kind)]
     metadata: dict[bytes, bytes] = schema.metadata or {}
-    names: set[str] = {*vectors, *json.loads(metadata.get(_KEY, b"[]"))}
+    nameless = _nameless(metadata) & {*schema.names}
+    names: set[str] = {*vectors, *json.loads(metadata.get(_KEY, b"[]")), *nameless}
+    if columns is not None:
+        names &= {*columns}
+    options = {"columns": columns, "filters": filters}
+    frame = _read_renamed(file, names, options) if nameless else pd.read_parquet(file, **cast("Any", options))
     if not names:
         return frame
-    table = _PARQUET.read_table(file, columns=sorted(names))
-    written = _written_schema(file) if len(names) > len(vectors) else table.schema
+    table = _PARQUET.read_table(file, columns=sorted(names), filters=filters)
+    written = table.schema if names <= {*vectors} else _written_schema(source.files[0])
     for place, column in enumerate(map(str, frame.columns)):
         if column not in names:
             continue
@@ -75,16 +86,43 @@ def read_parquet(file: str | Path) -> pd.DataFrame:
 
 def _has_name(dtype: Any) -> bool:  # noqa: ANN401
     """Whether pandas can read the name of a type in a file: not those of Arrow with parameters."""
-    if not isinstance(dtype, pd.ArrowDtype):
-        return True
+    return not isinstance(dtype, pd.ArrowDtype) or _is_name(str(dtype))
+
+
+def _is_name(text: str) -> bool:
+    """Whether pandas finds a type by this name."""
     try:
-        pd.api.types.pandas_dtype(str(dtype))
+        pd.api.types.pandas_dtype(text)
     except (TypeError, ValueError, NotImplementedError):
         return False
     return True
 
 
-def _written_schema(file: str | Path) -> Any:  # noqa: ANN401 - a pa.Schema
+def _nameless(metadata: Mapping[bytes, bytes]) -> set[str]:
+    """Return the columns for which a file has a name of pandas' that pandas cannot read."""
+    known: list[dict[str, str]] = json.loads(metadata.get(b"pandas", b"{}")).get("columns", [])
+    return {facts["field_name"] for facts in known if not _is_name(facts["numpy_type"])}
+
+
+def _read_renamed(file: str | Path, names: set[str], options: dict[str, Any]) -> pd.DataFrame:
+    """Read what `DataFrame.to_parquet` wrote and pandas cannot read: nulls stand for the columns of Arrow."""
+    table = _PARQUET.read_table(file, use_pandas_metadata=True, **options)
+    metadata: dict[bytes, bytes] = table.schema.metadata
+    known = json.loads(metadata[b"pandas"])
+    for facts in known["columns"]:
+        if not _is_name(facts["numpy_type"]):
+            facts["pandas_type"], facts["numpy_type"] = "object", "object"
+    for name in names & {*table.column_names}:
+        table = table.set_column(table.column_names.index(name), name, pa.nulls(len(table)))
+    renamed = io.BytesIO()
+    _PARQUET.write_table(
+        table.replace_schema_metadata(metadata | {b"pandas": json.dumps(known).encode()}), renamed
+    )
+    renamed.seek(0)
+    return pd.read_parquet(renamed)
+
+
+def _written_schema(file: str) -> Any:  # noqa: ANN401 - a pa.Schema
     """Return the schema as it was written: Parquet gives parts of nested types other names."""
     content = _PARQUET.read_metadata(file).metadata[b"ARROW:schema"]
     return cast("Any", pa).ipc.read_schema(pa.py_buffer(b64decode(content)))
