@@ -155,6 +155,21 @@ def test_empty_frames(kind: str) -> None:
     assert cp.plot(result).svg.startswith("<svg")
 
 
+def test_frames_without_rows(files: list[Path]) -> None:
+    """What a filter leaves, and a list of no files, can be embedded, searched and shown like any other."""
+    listed = pd.DataFrame({"img": [], "n": []})
+    for result in (cp.embed(listed[["img"]]), cp.embed(listed, "img"), cp.embed(listed)):
+        assert result["embedding"].dtype.pyarrow_dtype == pa.list_(pa.float32(), 16)
+        assert len(cp.search(result, "red")) == len(cp.search(listed, "red")) == 0
+    done = cp.embed(pd.DataFrame({"img": map(str, files), "n": range(4)}))
+    found = cp.search(done.head(0), "red")
+    for frame in (done.head(0), found, cp.classify(done.head(0), ["a", "b"])):
+        assert "<main></main>" in cp.gallery(frame)._repr_html_()
+        assert list(cp.embed(frame).columns) == list(frame.columns)
+    with pytest.raises(ValueError, match="no column holds images; the columns are 'n'"):
+        cp.embed(done.head(0)[["n"]])
+
+
 def test_a_column_of_nothing(clip: ClipEmbedder) -> None:
     """NA in gives NA out, and is no failure."""
     frame = pd.DataFrame({"img": pd.Series([None, None], dtype=object)})

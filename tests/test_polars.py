@@ -123,6 +123,13 @@ def test_answers(frame: pl.DataFrame) -> None:
     np.testing.assert_allclose(scores.drop_nulls().to_numpy(), expected[:4], atol=1e-6)
 
 
+def test_frames_without_rows(frame: pl.DataFrame) -> None:
+    """What a filter leaves can be embedded, searched and shown like any other."""
+    done = cp.embed(frame).head(0)
+    assert cp.embed(done).schema == done.schema
+    assert "<main></main>" in cp.gallery(cp.search(done, "red"))._repr_html_()
+
+
 def test_expressions(frame: pl.DataFrame) -> None:
     """`pl.col(...).clip_embed` embeds and scores in any context, lazy too; Series have it as well."""
     column: Any = pl.col("img")

@@ -20,15 +20,20 @@ LOOKED_AT = 20
 """How many values of a column are looked at, to tell what it holds."""
 
 
-def choose(names: Sequence[object], contents: Sequence[Content], wanted: Sequence[Content]) -> int:
+def choose(
+    names: Sequence[object], contents: Sequence[Content], wanted: Sequence[Content], *, empty: bool
+) -> int:
     """Return the place of the only column that holds what is wanted, the first kind of it that there is.
 
-    Raises ValueError where no or several columns do, and lists them.
+    In an `empty` frame, one without rows, it is the first that may: they all mean the same. Raises ValueError
+    where no or several columns do, and lists them.
     """
     for kind in wanted:
         found = [place for place, each in enumerate(contents) if each == kind]
-        if not found and kind == "images" and "texts" not in contents and contents.count("nothing") == 1:
-            found = [contents.index("nothing")]  # without a value it cannot show what it is for
+        if not found and kind == "images" and (empty or "texts" not in contents):
+            nothing = [place for place, each in enumerate(contents) if each == "nothing"]
+            if empty or len(nothing) == 1:  # without a value it cannot show what it is for
+                found = nothing[:1]
         if len(found) == 1:
             return found[0]
         if found:

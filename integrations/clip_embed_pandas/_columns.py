@@ -33,7 +33,8 @@ def pick(frame: pd.DataFrame, column: Hashable | None, *wanted: Content) -> tupl
     """
     if column is not None:
         return column, _named(frame, column)
-    place = choose(list(frame.columns), [content(series) for series in _all(frame)], wanted)
+    contents = [content(series) for series in _all(frame)]
+    place = choose(list(frame.columns), contents, wanted, empty=not len(frame))
     return frame.columns[place], frame.iloc[:, place]
 
 
@@ -128,5 +129,7 @@ def _content_of_dtype(dtype: Any) -> Content | None:  # noqa: ANN401
 
 
 def _is_all_missing(series: Any) -> bool:  # noqa: ANN401
-    """Whether there are values and none is known: empty cells of a CSV file are numbers, NaN, to pandas."""
-    return len(series) > 0 and is_missing(series.iloc[0]) and bool(series.isna().all())
+    """Whether no value is known: empty cells of a CSV file, and no cells at all, are numbers to pandas."""
+    if not len(series):
+        return series.dtype == np.dtype(float)
+    return is_missing(series.iloc[0]) and bool(series.isna().all())

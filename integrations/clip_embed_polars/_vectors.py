@@ -70,7 +70,8 @@ def pick(frame: pl.DataFrame, column: str | None, *wanted: Content) -> pl.Series
             raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
         return frame[column]
     series = frame.get_columns()
-    return series[choose(frame.columns, [content(each) for each in series], wanted)]
+    contents = [content(each) for each in series]
+    return series[choose(frame.columns, contents, wanted, empty=not len(frame))]
 
 
 def first_images(frame: pl.DataFrame) -> pl.Series | None:
