@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -21,6 +21,7 @@ from clip_embed._engine.pipeline import ImageStream
 from clip_embed._engine.profile import Profiler
 from clip_embed._engine.towers import Towers
 from clip_embed._engine.verdict import Profile
+from clip_embed._images.inputs import iterate
 from clip_embed._images.source import ImageInput, describe
 from clip_embed._models.opening import (
     DEFAULT_MODEL,
@@ -181,7 +182,8 @@ class ClipEmbedder:
         """Return float32 (n, d), rows of unit length, in input order; empty input gives (0, d).
 
         `images` is an iterable of paths, bytes, PIL images, uint8 arrays (height, width, 3) or
-        mappings with "bytes" or "path", or one uint8 array (n, height, width, 3). Where some
+        mappings with "bytes" or "path", a column of Arrow or of a frame with such, or one uint8 array
+        (n, height, width, 3). Where some
         images fail, the others are embedded first, then ImageBatchError is raised with both.
         """
         with self.stream_images(images) as stream:
@@ -207,7 +209,7 @@ class ClipEmbedder:
         towers = self._through_cache()
         prepare, workers = towers.prepare_on(self._threads)
         return ImageStream(
-            _iterate(images),
+            iterate(images),
             prepare=prepare,
             forward=towers.forward,
             finish=towers.finish,
@@ -247,7 +249,7 @@ class ClipEmbedder:
             with_torch=self._with_torch,
             processes=towers.processes,
             on_gpu=towers.open_on_gpu(),
-        ).run(_iterate(images))
+        ).run(iterate(images))
 
     def embed_texts(self, texts: Iterable[str]) -> Float32:
         """Return float32 (m, d), rows of unit length, in input order; empty input gives (0, d).
@@ -369,20 +371,3 @@ def _as_cache(cache: object) -> EmbeddingCache | None:
     if not isinstance(cache, (str, Path)):
         raise TypeError(f"cache must be 'memory', a path, an EmbeddingCache or None, not {cache!r}")
     return EmbeddingCache() if cache == "memory" else EmbeddingCache(cache)
-
-
-def _iterate(images: object) -> Iterable[object]:
-    """Return the images one by one; TypeError for a single image."""
-    array = cast("UInt8", images) if isinstance(images, np.ndarray) else None
-    if array is not None and array.dtype == np.uint8 and array.ndim == 4:
-        return array
-    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or (
-        array is not None and array.ndim == 3
-    ):
-        raise TypeError("images must be a list of images; for a single one wrap it in a list: [image]")
-    if array is not None or not isinstance(images, Iterable):
-        raise TypeError(
-            "images must be an iterable of images or a uint8 array (n, height, width, 3), "
-            f"not {describe(images)}"  # pyright: ignore[reportUnknownArgumentType]
-        )
-    return cast("Iterable[object]", images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from clip_embed import (
 from clip_embed._types import Float32
 from clip_embed._vectors import unit_rows
 from clip_embed.arrow import stamp_vectors, vector_array
+from clip_embed.demo import photos
 from clip_embed.testing import FakeModel
 from clip_embed_qdrant import ImageStore
 
@@ -108,3 +109,12 @@ def test_a_column_of_two_models_is_refused(clip: ClipEmbedder) -> None:
     for column in (plain, polars.ext.storage()):
         with pytest.warns(UserWarning, match="nothing says which model"):
             assert len(duplicates(clip, column, threshold=0.9999).groups) == 2
+
+
+def test_a_frame_is_no_column_of_images(clip: ClipEmbedder) -> None:
+    """Its columns are not taken for images: the error says how to give one, which is embedded."""
+    path = str(photos()[0])
+    for frame in (pd.DataFrame({"photo": [path]}), pl.DataFrame({"photo": [path]})):
+        with pytest.raises(TypeError, match=r"one column, not a DataFrame: give df\['photo'\]"):
+            clip.embed_images(cast("Any", frame))
+        np.testing.assert_array_equal(clip.embed_images(frame["photo"]), clip.embed_images([path]))

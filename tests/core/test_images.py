@@ -9,9 +9,11 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -95,6 +97,27 @@ def test_what_holds_no_images_is_refused(wrong: object, clip: ClipEmbedder) -> N
     """Numbers and arrays of another shape or type are TypeErrors that say what is wanted."""
     with pytest.raises(TypeError, match="iterable of images or a uint8 array"):
         clip.embed_images(wrong)  # type: ignore[arg-type]
+
+
+def test_arrays_and_columns_of_paths(png: Path, clip: ClipEmbedder) -> None:
+    """Numpy's arrays of objects or texts and Arrow's columns hold images like any list."""
+    paths = [str(png), str(png)]
+    wanted = clip.embed_images(paths)
+    columns: list[Any] = [
+        np.array(paths),
+        np.array(paths, object),
+        np.array([png, png.read_bytes()], object),
+        pa.array(paths).dictionary_encode(),
+        pa.chunked_array([paths[:1], paths[1:]]),
+        pa.array([png.read_bytes()] * 2),
+        pa.array([{"path": path} for path in paths]),
+    ]
+    for column in columns:
+        np.testing.assert_array_equal(clip.embed_images(column), wanted)
+    with pytest.raises(ImageBatchError, match="NoneType is not an image"):
+        clip.embed_images(cast("Any", pa.array([str(png), None])))
+    with pytest.raises(TypeError, match="a column of int64 holds no images"):
+        clip.embed_images(cast("Any", pa.array([1])))
 
 
 @pytest.mark.parametrize(
