@@ -54,8 +54,10 @@ def _storage(series: Any) -> Any:  # noqa: ANN401 - a pl.Series
 def _column_of_rows(series: Any) -> pa.ChunkedArray[Any] | None:  # noqa: ANN401 - a pd.Series of objects
     """Return arrays or lists of floats, as plain `pd.read_parquet` gives them; None for other objects."""
     missing = series.isna().to_numpy(bool)
-    first: Any = None if missing.all() else series.array[int(missing.argmin())]
-    numbers = np.asarray(first if type(first) in (list, np.ndarray) else 0)
+    present = [row for row, gone in zip(series.array, missing, strict=True) if not gone]
+    if not all(type(row) in (list, np.ndarray) for row in present):
+        return None
+    numbers = np.asarray(present[0] if present else 0)
     if numbers.ndim != 1 or numbers.dtype.kind != "f" or not len(numbers):
         return None
     import pyarrow as pa

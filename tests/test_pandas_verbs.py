@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import clip_embed_pandas as cp
@@ -66,9 +67,10 @@ def test_wrong_arguments_are_errors_before_anything_is_embedded(frame: Any, fake
     for k in (0, -1, 2.5, "3", None):
         with pytest.raises(ValueError, match="k must be a whole number from 1"):
             frame.clip.search("blue", k=k)
-    for text in (b"bytes", ["red", "blue"]):
-        with pytest.raises(TypeError, match="there is `similar`"):
-            frame.clip.search(text)
+    with pytest.raises(TypeError, match="there is `similar`"):
+        frame.clip.search(b"bytes")
+    with pytest.raises(TypeError, match="not list; call once for each text"):
+        frame.clip.score(["red", "blue"])
     with pytest.raises(TypeError, match="there is `similar`"):
         frame.clip.score(None)
     for verb in (frame.clip.classify, frame.clip.probabilities):
@@ -110,16 +112,23 @@ def test_similar_takes_an_image_or_a_vector(frame: Any) -> None:  # noqa: ANN401
         Image.open(path),
         result["embedding"].iloc[2],
         cp.to_numpy(result)[2],
+        cp.to_numpy(result)[2:3],
+        cp.to_numpy(result)[2:3].tolist(),
+        result["embedding"].iloc[2:3],
+        torch.tensor(cp.to_numpy(result)[2]),
+        torch.tensor(cp.to_numpy(result)[2:3]),
+        result["embedding"].array.__arrow_array__()[2],
     ):
         found = result.clip.similar(query, 3)
         assert found["colour"].iloc[0] == "blue"
         assert found["score"].iloc[0] == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ImageBatchError, match="no such file") as caught:
+    with pytest.raises(ImageBatchError, match=r"no such file; .* for a text there is `search`"):
         frame.clip.similar("red car")
-    assert "for a text there is `search`" in caught.value.__notes__[0]
-    for several in (result["embedding"], result.iloc[0]):
+    for row in (result.iloc[0], result[["embedding", "img"]].iloc[0]):
         with pytest.raises(TypeError, match="a Series is neither an image nor a vector of numbers"):
-            frame.clip.similar(several)
+            frame.clip.similar(row)
+    with pytest.raises(TypeError, match="5 vectors are given: give a single one"):
+        frame.clip.similar(result["embedding"])
     with pytest.raises(SpaceMismatch, match="3 dimensions"):
         frame.clip.similar([0.0, 1.0, 2.0])
 

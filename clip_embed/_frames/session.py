@@ -6,16 +6,19 @@ import logging
 import sys
 import warnings
 import weakref
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
 from clip_embed._default import default_embedder
 from clip_embed._embedder import ClipEmbedder
+from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
 from clip_embed._progress import in_notebook
+from clip_embed._series import loaded
 from clip_embed._types import Float32
-from clip_embed._vectors import has_direction, unit_rows
+from clip_embed._vectors import given_vectors, has_direction, unit_rows
 from clip_embed.errors import ImageBatchError, SpaceMismatch
 
 logger = logging.getLogger(__name__)
@@ -66,8 +69,11 @@ def announce(embedder: ClipEmbedder) -> None:
 
 def check_text(text: object) -> None:
     """Raise TypeError for anything but a text, before images are embedded to compare them with it."""
-    if not isinstance(text, str):
-        raise TypeError(f"the text must be a str, not {type(text).__name__}; for an image there is `similar`")
+    if isinstance(text, str):
+        return
+    several = isinstance(text, (list, tuple))
+    hint = "call once for each text" if several else "for an image there is `similar`"
+    raise TypeError(f"the text must be a str, not {type(text).__name__}; {hint}")
 
 
 def text_vector(embedder: ClipEmbedder, text: str) -> Float32:
@@ -79,33 +85,55 @@ def text_vector(embedder: ClipEmbedder, text: str) -> Float32:
 
 def image_vector(embedder: ClipEmbedder, image: object) -> Float32:
     """Return the vector of one image, float32 (d,), or the one that is given in its place."""
-    numbers: Any = image
-    if hasattr(image, "to_numpy"):  # a row of a column of polars
-        numbers = numbers.to_numpy()
-    if isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1):
-        try:
-            vector: Float32 = np.asarray(numbers, np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"a {type(image).__name__} is neither an image nor a vector of numbers: give a single one, "
-                "such as df['embedding'].iloc[0]"
-            ) from error
-        if vector.shape != (embedder.dim,):
-            raise SpaceMismatch(
-                f"the vector has {vector.size} dimensions, those of this model {embedder.dim}"
-            )
-        rows = unit_rows(vector[None])
-        if not has_direction(rows[0]):
-            raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
-    else:
-        announce(embedder)
-        try:
-            rows = embedder.embed_images([cast("ImageInput", image)])
-        except ImageBatchError as error:
-            if isinstance(image, str):
-                error.add_note("A text is taken for the path of an image here; for a text there is `search`.")
-            raise
+    rows = given_vectors(image, embedder)
+    if rows is None:
+        rows = _given_row(image, embedder)
+    if rows is None:
+        return _embedded(image, embedder)
+    if len(rows) != 1:
+        raise TypeError(
+            f"{len(rows)} vectors are given: give a single one, such as df['embedding'].iloc[0]; "
+            "for what is like several there is clip_embed.similar"
+        )
+    if not has_direction(rows[0]):
+        raise ValueError("the vector is like no image: it is all zeros, or has a NaN or an infinity")
     first: Float32 = rows[0]
+    return first
+
+
+def _given_row(image: object, embedder: ClipEmbedder) -> Float32 | None:
+    """Return numbers that stand for an image as a unit row (1, d), None for anything else."""
+    numbers: Any = image
+    if (scalar := loaded("pyarrow", image, "Scalar")) is not None:
+        numbers = scalar.as_py()
+    elif (tensor := loaded("torch", image, "Tensor")) is not None and tensor.is_floating_point():
+        numbers = tensor.detach().cpu().float().numpy()
+    elif hasattr(image, "to_numpy"):  # a row of a column of polars
+        numbers = numbers.to_numpy()
+    if not (isinstance(numbers, (list, tuple)) or (isinstance(numbers, np.ndarray) and numbers.ndim == 1)):
+        return None
+    try:
+        vector: Float32 = np.asarray(numbers, np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"a {type(image).__name__} is neither an image nor a vector of numbers: give a single one, "
+            "such as df['embedding'].iloc[0]"
+        ) from error
+    if vector.shape not in ((embedder.dim,), (1, embedder.dim)):
+        raise SpaceMismatch(f"the vector has {vector.size} dimensions, those of this model {embedder.dim}")
+    return unit_rows(vector.reshape(1, -1))
+
+
+def _embedded(image: object, embedder: ClipEmbedder) -> Float32:
+    announce(embedder)
+    try:
+        first: Float32 = embedder.embed_images([cast("ImageInput", image)])[0]
+    except ImageBatchError as error:
+        if isinstance(image, str) and not is_image_name(image):
+            hint = "a text is taken for the path of an image here, for a text there is `search`"
+            told = [replace(failure, reason=f"{failure.reason}; {hint}") for failure in error.failures]
+            raise ImageBatchError(told, error.batch) from None
+        raise
     return first
 
 
