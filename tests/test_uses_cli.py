@@ -169,6 +169,8 @@ def test_calibrate_fits_a_policy_and_moderate_lists_what_to_look_at(run, album: 
     )
     fitted = run("calibrate", album, "--policy", policy, "--labels", table, "-o", policy, "--json")
     assert fitted.exit_code == 1  # the broken photo
+    assert "thresholds set from too few examples: 'chosen' has 1; " in fitted.stderr
+    assert "Warning" not in fitted.stderr
     (figures,) = json.loads(fitted.stdout)
     assert (figures["category"], figures["examples"], figures["recall"]) == ("chosen", 1, 1)
     assert json.loads(policy.read_text())[0]["threshold"] == figures["threshold"]
