@@ -81,7 +81,29 @@ def test_one_example_of_each_is_enough_but_measures_nothing(clip: ClipEmbedder) 
     assert found.predict(clip, E[:3]).best == ("a", "b", "c")
     assert found.accuracy.folds == 0
     assert np.isnan(found.accuracy.mean)
-    assert "nan" in str(found.accuracy)
+    assert "nan" not in str(found.accuracy)
+    assert "nearest mean                       –, 0 folds" in str(found.accuracy)
+
+
+def test_no_folds_measure_nothing_and_a_bar_shows_the_others(
+    clip: ClipEmbedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal one sees how many fits of how many are done, where they take a while, else nothing."""
+    vectors, labels = examples(6, 3)
+    assert fit(clip, vectors, labels, folds=0).accuracy.folds == 0
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("clip_embed._progress._PATIENCE", 60)
+    assert fit(clip, vectors, labels, folds=2).accuracy.folds == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("clip_embed._progress._PATIENCE", 0)
+    monkeypatch.setattr("clip_embed._progress._BETWEEN", 0)
+    fit(clip, vectors, labels, folds=3)
+    shown = capsys.readouterr().err
+    assert "Fitting:  14%" in shown
+    assert "| 7/7 [" in shown
+    assert " fits" in shown
+    assert "images" not in shown
+    assert shown.endswith("\r")
 
 
 def test_accuracy_is_honest(clip: ClipEmbedder) -> None:
