@@ -110,8 +110,7 @@ def evaluate_retrieval(
     chosen = place[owners] >= 0
     others = _texts(embedder, distractors)
     for what, rows in (("image", pictures), ("caption", texts), ("distractor", others)):
-        if (lost := ~(np.isfinite(rows).all(axis=1) & rows.any(axis=1))).any():
-            raise ValueError(f"{what} {int(lost.argmax())} has no vector: it has a NaN, or is all zeros")
+        check_rows(rows, what)
     return rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
 
 
@@ -160,6 +159,13 @@ def images_with_vectors(
     except ImageBatchError as error:
         return error.batch.vectors, error.batch.indices, tuple(error.failures)
     return vectors, np.arange(len(vectors)), ()
+
+
+def check_rows(rows: Float32, what: str = "image") -> None:
+    """Refuse rows (n, d) of which one has no direction, and name it. `what` is it that has the vectors."""
+    if (lost := ~(np.isfinite(rows).all(axis=1) & rows.any(axis=1))).any():
+        where = f"{what} {int(lost.argmax())}"
+        raise ValueError(f"{where} has no vector: it has a NaN, or is all zeros; leave out such rows first")
 
 
 def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from clip_embed._classify import Classification, softmax
 from clip_embed._embedder import ClipEmbedder, Images
+from clip_embed._evaluate import check_rows
 from clip_embed._progress import Progress
 from clip_embed._stamp import Stamp, check_stamp
 from clip_embed._types import Float32
@@ -168,8 +169,7 @@ def fit(
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(labels):
         raise ValueError(f"{len(vectors)} images need as many labels, not {len(labels)}")
-    if not (np.isfinite(vectors).all() and vectors.any(axis=1).all()):
-        raise ValueError("a vector is not finite, or all zeros")
+    check_rows(vectors)
     codes = np.array([names.index(label) for label in labels], np.int64)
     rules = {"mean": _fit_mean, "probe": _fit_probe}
     used = min(folds, int(np.bincount(codes).min()))

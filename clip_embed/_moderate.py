@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clip_embed._classify import sigmoid
 from clip_embed._embedder import ClipEmbedder, Images
-from clip_embed._evaluate import images_with_vectors
+from clip_embed._evaluate import check_rows, images_with_vectors
 from clip_embed._types import Float32
 from clip_embed._vectors import Vectors, given_vectors, has_direction
 from clip_embed._warn import warn_caller
@@ -224,8 +224,7 @@ def calibrate(
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(wanted):
         raise ValueError(f"{len(vectors)} images need as many labels, not {len(wanted)}")
-    if not all(map(has_direction, vectors)):
-        raise ValueError("a vector has a NaN, or is all zeros: leave out such rows first")
+    check_rows(vectors)
     scores = _scores(embedder, vectors, policy)
     categories: list[Category] = []
     figures: dict[str, tuple[float, float, int]] = {}

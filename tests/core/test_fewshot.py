@@ -207,8 +207,9 @@ def test_wrong_examples_are_refused(clip: ClipEmbedder) -> None:
         fit(clip, E[:2], "ab")
     with pytest.raises(ValueError, match="3 images need as many labels, not 2"):
         fit(clip, E[:3], ["a", "b"])
-    with pytest.raises(ValueError, match="all zeros"):
-        fit(clip, np.zeros((2, 16), np.float32), ["a", "b"])
+    for lost in (0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"image 1 has no vector: .* leave out such rows first"):
+            fit(clip, np.stack([E[0], E[1] * 0 + lost, E[2]]).astype(np.float32), ["a", "b", "b"])
     with pytest.raises(ValueError, match="'probe' or 'mean'"):
         fit(clip, E[:2], ["a", "b"], method="forest")  # type: ignore[arg-type]
 
