@@ -104,7 +104,7 @@ class Classifier:
 
     def save(self, file: str | Path) -> None:
         """Write the classifier: safetensors, the facts as JSON in its header."""
-        save_file: Any = import_module("safetensors.numpy").save_file
+        save: Any = import_module("safetensors.numpy").save
 
         facts = {
             "classifier": str(_SCHEMA),
@@ -115,7 +115,11 @@ class Classifier:
             "accuracy": json.dumps(asdict(self.accuracy)),
         }
         tensors = {"weights": np.ascontiguousarray(self.weights), "bias": self.bias}
-        save_file(tensors, Path(file), facts)
+        target = Path(file)
+        try:
+            target.write_bytes(save(tensors, facts))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{target}: there is no folder {target.parent}, make it first") from error
 
     @classmethod
     def load(cls, file: str | Path) -> Self:

@@ -161,6 +161,16 @@ def test_a_file_holds_no_code(clip: ClipEmbedder) -> None:
     assert b"pickle" not in content
 
 
+def test_a_place_that_takes_no_file_is_named(clip: ClipEmbedder) -> None:
+    """It is an error of the operating system's, with the folder that is not there."""
+    found = fit(clip, E[:2], ["a", "b"], method="mean")
+    with pytest.raises(FileNotFoundError, match=r"nodir.x: there is no folder nodir, make it first"):
+        found.save("nodir/x")
+    Path("folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        found.save("folder")
+
+
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "other", "shape", "later"])
 def test_other_files_are_refused(clip: ClipEmbedder, damage: str) -> None:
     """Anything else, damaged or of a later version, is an error that names the file."""
