@@ -25,6 +25,7 @@ Method = Literal["probe", "mean"]
 _Codes = npt.NDArray[np.int64]
 _Rule = tuple[Float32, Float32]  # weights (k, d) and biases (k,) of a softmax
 _SCHEMA = 1
+_SHOWN = 5  # labels
 _SCALES = np.geomspace(1, 1000, 25)
 _C = 5.0  # of the regression, on centred vectors of mean square length 1
 
@@ -91,6 +92,10 @@ class Classifier:
     """The embedder's name, to know which to open; `stamp` decides whether it fits."""
     stamp: Stamp
     accuracy: Accuracy
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.labels[:_SHOWN]) + ", …" * (len(self.labels) > _SHOWN)
+        return f"<Classifier of {len(self.labels):,} labels ({shown}), method {self.method}, of {self.model}>"
 
     def predict(self, embedder: ClipEmbedder, images: Images | Vectors) -> Classification:
         """Return the labels' probabilities for each of n images, as `ClipEmbedder.classify` does.

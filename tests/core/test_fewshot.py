@@ -151,6 +151,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_it_is_shown_in_a_line(clip: ClipEmbedder) -> None:
+    """What it names images by, how and with which model: neither weights nor the probe."""
+    found = fit(clip, E[:7], list("gfedcba"), method="mean")
+    assert repr(found) == "<Classifier of 7 labels (a, b, c, d, e, …), method mean, of FakeModel>"
+    assert "(a, b)" in repr(fit(clip, E[:2], ["a", "b"], method="mean"))
+    assert repr(found.stamp) == f"Stamp(space={clip.space!r}, recipe={found.stamp.recipe!r})"
+
+
 def test_a_file_holds_no_code(clip: ClipEmbedder) -> None:
     """What is written is safetensors with JSON, and labels may be of any script."""
     fit(clip, E[:2], ["été", "日本"], method="mean").save("x.classifier")
