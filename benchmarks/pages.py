@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from clip_embed.demo import photos
+from clip_embed import demo
 
 Floats = npt.NDArray[np.floating]
-FILES = photos()
+FILES = demo.photos()
 PLACE = {path.stem: place for place, path in enumerate(FILES)}
 Row = tuple[str, list[tuple[Path, str]]]  # a title, and pictures with the words under each
 _EDGE, _LINE, _FONT = 150, 34, 12
@@ -34,8 +33,7 @@ class Section:
 
 def tags() -> list[list[str]]:
     """The tags of each photo, the main one first; written before there was a model."""
-    with (FILES[0].parent / "captions.csv").open(encoding="utf-8", newline="") as stream:
-        known = {row["file"]: row["tags"].split() for row in csv.DictReader(stream)}
+    known = demo.tags()
     return [known[path.name] for path in FILES]
 
 

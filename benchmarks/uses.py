@@ -102,8 +102,10 @@ def moderation(clip: ClipEmbedder, vectors: Floats) -> Section:
         f"{'chance':28}{truth.mean():6.1%}",
         f"{'“a photo of a vehicle” alone':28}{average_precision(single, truth):6.1%}",
         f"{'the policy':28}{average_precision(scores, truth):6.1%}",
-        f"calibrated on 22 photos, on the other 22: precision {hits}/{int(flagged.sum())}, "
-        f"recall {hits}/{int(truth[1::2].sum())}",
+        "calibrated on 22 photos:",
+        *str(fitted).splitlines(),
+        f"on the others: {int(flagged.sum())} of {len(flagged)} flagged, "
+        f"precision {hits}/{int(flagged.sum())}, recall {hits}/{int(truth[1::2].sum())}",
     ]
     order = np.argsort(-scores, kind="stable")
     wrong = [place for place in order.tolist() if not truth[place]][:6]

@@ -95,7 +95,7 @@ def evaluate_retrieval(
     `captions` gives for each image its text or several, `distractors` more texts, which belong to none.
     Vectors in place of images, captions (one row each) or distractors are as in `ClipEmbedder.scores`. An
     image that fails is left out with its captions. Raises ValueError where there is not one caption or list
-    for each image, no image is left, or a vector has a NaN or is all zeros.
+    for each image, one is empty, no image is left, or a vector has a NaN or is all zeros.
     """
     texts, owners = _captions(embedder, captions)
     pictures, kept, failures = images_with_vectors(embedder, images)
@@ -110,8 +110,7 @@ def evaluate_retrieval(
     chosen = place[owners] >= 0
     others = _texts(embedder, distractors)
     for what, rows in (("image", pictures), ("caption", texts), ("distractor", others)):
-        if (lost := ~(np.isfinite(rows).all(axis=1) & rows.any(axis=1))).any():
-            raise ValueError(f"{what} {int(lost.argmax())} has no vector: it has a NaN, or is all zeros")
+        check_rows(rows, what)
     return rank(pictures, texts[chosen], place[owners[chosen]], others, failures)
 
 
@@ -162,6 +161,13 @@ def images_with_vectors(
     return vectors, np.arange(len(vectors)), ()
 
 
+def check_rows(rows: Float32, what: str = "image") -> None:
+    """Refuse rows (n, d) of which one has no direction, and name it. `what` is it that has the vectors."""
+    if (lost := ~(np.isfinite(rows).all(axis=1) & rows.any(axis=1))).any():
+        where = f"{what} {int(lost.argmax())}"
+        raise ValueError(f"{where} has no vector: it has a NaN, or is all zeros; leave out such rows first")
+
+
 def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]:
     """Return the vectors of all captions and the place of the image of each."""
     vectors = given_vectors(captions, embedder)
@@ -169,10 +175,22 @@ def _captions(embedder: ClipEmbedder, captions: object) -> tuple[Float32, Ranks]
         return vectors, np.arange(len(vectors))
     if isinstance(captions, str):
         raise TypeError("captions must be a list: one text, or a list of texts, for each image")
-    given = cast("Iterable[str | Sequence[str]]", captions)
-    lists = [[each] if isinstance(each, str) else list(each) for each in given]
+    lists = [_read_caption(place, each) for place, each in enumerate(cast("Iterable[object]", captions))]
     owners = [place for place, texts in enumerate(lists) for _ in texts]
     return embedder.embed_texts([text for texts in lists for text in texts]), np.array(owners, np.int64)
+
+
+def _read_caption(place: int, given: object) -> list[str]:
+    """Return the captions of one image; an empty one would count as a caption that finds nothing."""
+    found: list[object] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        found = list(cast("Iterable[object]", given))
+    for text in found:
+        if not isinstance(text, str):
+            raise TypeError(f"the caption of image {place} must be a text, or a list of texts, not {text!r}")
+        if not text.strip():
+            raise ValueError(f"a caption of image {place} is empty: leave it out, or its image with it")
+    return cast("list[str]", found)
 
 
 def _texts(embedder: ClipEmbedder, texts: object) -> Float32:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from clip_embed._classify import Classification, softmax
 from clip_embed._embedder import ClipEmbedder, Images
+from clip_embed._evaluate import check_rows
+from clip_embed._progress import Progress
 from clip_embed._stamp import Stamp, check_stamp
 from clip_embed._types import Float32
 from clip_embed._vectors import Vectors, given_vectors, unit_rows
@@ -23,6 +25,7 @@ Method = Literal["probe", "mean"]
 _Codes = npt.NDArray[np.int64]
 _Rule = tuple[Float32, Float32]  # weights (k, d) and biases (k,) of a softmax
 _SCHEMA = 1
+_SHOWN = 5  # labels
 _SCALES = np.geomspace(1, 1000, 25)
 _C = 5.0  # of the regression, on centred vectors of mean square length 1
 
@@ -60,7 +63,10 @@ class Accuracy:
             ("logistic probe", self.probe),
         ]
         head = f"{self.images:,} images, {self.labels:,} labels, at least {self.fewest:,} of each"
-        lines = [f"{name:30}{share:6.1%} ± {self._error(share):.1%}" for name, share in rows[2:]]
+        lines = [
+            f"{name:30}{'–':>6}" if np.isnan(share) else f"{name:30}{share:6.1%} ± {self._error(share):.1%}"
+            for name, share in rows[2:]
+        ]
         lines[-2:] = [f"{line}, {self.folds} folds" for line in lines[-2:]]
         return "\n".join([head, *(f"{name:30}{share:6.1%}" for name, share in rows[:2]), *lines])
 
@@ -87,6 +93,10 @@ class Classifier:
     stamp: Stamp
     accuracy: Accuracy
 
+    def __repr__(self) -> str:
+        shown = ", ".join(self.labels[:_SHOWN]) + ", …" * (len(self.labels) > _SHOWN)
+        return f"<Classifier of {len(self.labels):,} labels ({shown}), method {self.method}, of {self.model}>"
+
     def predict(self, embedder: ClipEmbedder, images: Images | Vectors) -> Classification:
         """Return the labels' probabilities for each of n images, as `ClipEmbedder.classify` does.
 
@@ -99,7 +109,7 @@ class Classifier:
 
     def save(self, file: str | Path) -> None:
         """Write the classifier: safetensors, the facts as JSON in its header."""
-        save_file: Any = import_module("safetensors.numpy").save_file
+        save: Any = import_module("safetensors.numpy").save
 
         facts = {
             "classifier": str(_SCHEMA),
@@ -110,7 +120,11 @@ class Classifier:
             "accuracy": json.dumps(asdict(self.accuracy)),
         }
         tensors = {"weights": np.ascontiguousarray(self.weights), "bias": self.bias}
-        save_file(tensors, Path(file), facts)
+        target = Path(file)
+        try:
+            target.write_bytes(save(tensors, facts))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{target}: there is no folder {target.parent}, make it first") from error
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -152,13 +166,32 @@ def fit(
 
     "probe" is a logistic regression (scikit-learn), "mean" compares with the mean vector of each label, which
     is as good with one or two examples of each. `images` are as in `ClipEmbedder.scores`. Accuracy is
-    measured in `folds` parts, fewer where a label has fewer examples; keep bursts and copies out
-    (`duplicates`), which flatter it. Equal in, equal out.
+    measured in `folds` parts, fewer where a label has fewer examples, which takes most of the time: 0
+    measures nothing. Keep bursts and copies out (`duplicates`), which flatter it. Equal in, equal out.
 
     Raises ValueError for fewer than two labels, MissingExtra without scikit-learn, else as `embed_images`.
     """
     if method not in ("probe", "mean"):
         raise ValueError(f"method must be 'probe' or 'mean', not {method!r}")
+    names = _names(labels)
+    given = given_vectors(images, embedder)
+    vectors = embedder.embed_images(cast("Images", images)) if given is None else given
+    if len(vectors) != len(labels):
+        raise ValueError(f"{len(vectors)} images need as many labels, not {len(labels)}")
+    check_rows(vectors)
+    codes = np.array([names.index(label) for label in labels], np.int64)
+    rules = {"mean": _fit_mean, "probe": _fit_probe}
+    used = min(folds, int(np.bincount(codes).min()))
+    used = used if used > 1 else 0
+    with Progress("Fitting", 1 + 2 * used, unit="fits") as progress:
+        weights, bias = rules[method](vectors, codes, len(names))
+        progress.add(1)
+        accuracy = _measure(embedder, vectors, codes, names, used, progress)
+    return Classifier(tuple(names), weights, bias, method, embedder.name, embedder.stamp(), accuracy)
+
+
+def _names(labels: Sequence[str]) -> list[str]:
+    """Return the different labels, sorted."""
     if isinstance(labels, str):
         raise TypeError("labels must be a list: one text for each image")
     for place, label in enumerate(labels):
@@ -167,17 +200,7 @@ def fit(
     names = sorted({str(label) for label in labels})
     if len(names) < 2:
         raise ValueError("give at least two different labels to learn to tell apart")
-    given = given_vectors(images, embedder)
-    vectors = embedder.embed_images(cast("Images", images)) if given is None else given
-    if len(vectors) != len(labels):
-        raise ValueError(f"{len(vectors)} images need as many labels, not {len(labels)}")
-    if not (np.isfinite(vectors).all() and vectors.any(axis=1).all()):
-        raise ValueError("a vector is not finite, or all zeros")
-    codes = np.array([names.index(label) for label in labels], np.int64)
-    rules = {"mean": _fit_mean, "probe": _fit_probe}
-    weights, bias = rules[method](vectors, codes, len(names))
-    accuracy = _measure(embedder, vectors, codes, names, folds)
-    return Classifier(tuple(names), weights, bias, method, embedder.name, embedder.stamp(), accuracy)
+    return names
 
 
 def _fit_mean(vectors: Float32, codes: _Codes, count: int) -> _Rule:
@@ -221,11 +244,14 @@ def _fit_probe(vectors: Float32, codes: _Codes, count: int) -> _Rule:
 
 
 def _measure(
-    embedder: ClipEmbedder, vectors: Float32, codes: _Codes, names: Sequence[str], folds: int
+    embedder: ClipEmbedder,
+    vectors: Float32,
+    codes: _Codes,
+    names: Sequence[str],
+    folds: int,
+    progress: Progress,
 ) -> Accuracy:
     counts = np.bincount(codes)
-    fewest = int(counts.min())
-    used = min(folds, fewest) if min(folds, fewest) > 1 else 0
 
     def zero_shot(**templates: Any) -> float:  # noqa: ANN401 - at most the one of classify
         found = embedder.classify(vectors, names, **templates).probabilities.argmax(axis=1)
@@ -234,18 +260,22 @@ def _measure(
     return Accuracy(
         images=len(codes),
         labels=len(names),
-        fewest=fewest,
-        folds=used,
+        fewest=int(counts.min()),
+        folds=folds,
         commonest=float(counts.max() / len(codes)),
         one_prompt=zero_shot(templates=["a photo of a {}"]),
         zero_shot=zero_shot(),
-        mean=_cross_validate(_fit_mean, vectors, codes, used),
-        probe=_cross_validate(_fit_probe, vectors, codes, used),
+        mean=_cross_validate(_fit_mean, vectors, codes, folds, progress),
+        probe=_cross_validate(_fit_probe, vectors, codes, folds, progress),
     )
 
 
 def _cross_validate(
-    rule: Callable[[Float32, _Codes, int], _Rule], vectors: Float32, codes: _Codes, folds: int
+    rule: Callable[[Float32, _Codes, int], _Rule],
+    vectors: Float32,
+    codes: _Codes,
+    folds: int,
+    progress: Progress,
 ) -> float:
     """Return the share named right by rules that were fitted to the other folds, labels spread evenly."""
     if not folds:
@@ -262,5 +292,6 @@ def _cross_validate(
             weights, bias = rule(vectors[seen], codes[seen], int(codes.max()) + 1)
         except MissingExtra:
             return float("nan")
+        progress.add(1)
         right += int(((vectors[held] @ weights.T + bias).argmax(axis=1) == codes[held]).sum())
     return right / len(codes)

@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from clip_embed._classify import sigmoid
 from clip_embed._embedder import ClipEmbedder, Images
-from clip_embed._evaluate import images_with_vectors
+from clip_embed._evaluate import check_rows, images_with_vectors
 from clip_embed._types import Float32
 from clip_embed._vectors import Vectors, given_vectors, has_direction
+from clip_embed._warn import warn_caller
 
 Bools = npt.NDArray[np.bool_]
+_FEW = 5  # examples: a threshold of fewer is chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Calibration:
         lines = [f"{'category':{width}}  examples  threshold  precision  recall"]
         lines += [
             f"{each.name:{width}}  {self.examples[each.name]:>8,}  {each.threshold:>9.3f}  "
-            f"{self.precision[each.name]:>9.1%}  {self.recall[each.name]:>6.1%}"
+            f"{_percent(self.precision[each.name]):>9}  {_percent(self.recall[each.name]):>6}"
             for each in self.policy.categories
         ]
         return "\n".join(lines)
@@ -211,8 +213,8 @@ def calibrate(
 
     Without `precision` the threshold is that of the best F1; with it, the lowest that reaches this precision
     (1 where none does, which flags next to nothing). Measure on other images than those it was set on. A
-    category without examples keeps its threshold. Raises ValueError for a label that is no category,
-    ImageBatchError as `embed_images`.
+    category without examples keeps its threshold; fewer than 5 are warned of. Raises ValueError for a
+    label that is no category, ImageBatchError as `embed_images`.
     """
     wanted = list(map(_categories, labels))
     names = [category.name for category in policy.categories]
@@ -222,24 +224,35 @@ def calibrate(
     vectors = embedder.embed_images(cast("Images", images)) if given is None else given
     if len(vectors) != len(wanted):
         raise ValueError(f"{len(vectors)} images need as many labels, not {len(wanted)}")
-    if not all(map(has_direction, vectors)):
-        raise ValueError("a vector has a NaN, or is all zeros: leave out such rows first")
+    check_rows(vectors)
     scores = _scores(embedder, vectors, policy)
     categories: list[Category] = []
     figures: dict[str, tuple[float, float, int]] = {}
     for place, category in enumerate(policy.categories):
         truth = np.array([category.name in each for each in wanted], np.bool_)
-        threshold = category.threshold
         if truth.any():
-            threshold = _threshold(scores[:, place], truth, precision)
-        categories.append(replace(category, threshold=threshold))
-        figures[category.name] = (*_quality(scores[:, place] >= threshold, truth), int(truth.sum()))
+            category = replace(category, threshold=_threshold(scores[:, place], truth, precision))
+        categories.append(category)
+        figures[category.name] = (*_quality(scores[:, place] >= category.threshold, truth), int(truth.sum()))
+    _warn_of_few({name: count for name, (_, _, count) in figures.items()})
     return Calibration(
         ModerationPolicy(tuple(categories)),
         {name: precise for name, (precise, _, _) in figures.items()},
         {name: found for name, (_, found, _) in figures.items()},
         {name: count for name, (_, _, count) in figures.items()},
     )
+
+
+def _warn_of_few(examples: Mapping[str, int]) -> None:
+    if few := [f"{name!r} has {count}" for name, count in examples.items() if 0 < count < _FEW]:
+        warn_caller(
+            f"thresholds set from too few examples: {', '.join(few)}; they hold for other images from some "
+            "dozens on"
+        )
+
+
+def _percent(share: float) -> str:
+    return "–" if np.isnan(share) else f"{share:.1%}"
 
 
 def _categories(label: str | Sequence[str]) -> set[str]:

@@ -24,7 +24,7 @@ def in_notebook() -> bool:
 
 
 class Progress:
-    """Counts images: share of the total where there is one, images/s, failures, time left.
+    """Counts images, or another unit: share of the total where there is one, images/s, failures, time left.
 
     >>> with Progress("Embedding", 1000) as progress:
     ...     progress.add(32)
@@ -42,9 +42,10 @@ class Progress:
         *,
         enabled: bool = True,
         patience: float | None = None,
+        unit: str = "images",
     ) -> None:
         self.enabled = enabled
-        self._label, self._total = label, total
+        self._label, self._total, self._unit = label, total, unit
         self._patience = _PATIENCE if patience is None else patience
         self._lock = threading.Lock()
         self._bar: Any = None
@@ -103,7 +104,7 @@ class Progress:
             return None
         # A delay, so that there is no line of zeros to begin with.
         looks = {"delay": 1e-9, "leave": False, "mininterval": _BETWEEN, "miniters": 1}
-        bar = kind(desc=self._label, total=self._total, unit=" images", file=sys.stderr, **looks)
+        bar = kind(desc=self._label, total=self._total, unit=f" {self._unit}", file=sys.stderr, **looks)
         bar.start_t -= seconds
         bar.last_print_t = bar.start_t
         return bar

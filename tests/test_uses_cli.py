@@ -169,6 +169,8 @@ def test_calibrate_fits_a_policy_and_moderate_lists_what_to_look_at(run, album: 
     )
     fitted = run("calibrate", album, "--policy", policy, "--labels", table, "-o", policy, "--json")
     assert fitted.exit_code == 1  # the broken photo
+    assert "thresholds set from too few examples: 'chosen' has 1; " in fitted.stderr
+    assert "Warning" not in fitted.stderr
     (figures,) = json.loads(fitted.stdout)
     assert (figures["category"], figures["examples"], figures["recall"]) == ("chosen", 1, 1)
     assert json.loads(policy.read_text())[0]["threshold"] == figures["threshold"]
@@ -221,3 +223,21 @@ def test_evaluate_measures_pairs(run, album: Path, tmp_path: Path) -> None:  # n
     table.write_text("path,text\na,b\n")
     assert run("evaluate", table).exit_code == 2
     table.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("file;caption\nfirst/a.jpg;a cat\n", "with a comma between them; its first line has 'file;caption'"),
+        ("file,text\n", "first line has 'file', 'text'"),
+        ("", "first line has nothing"),
+        ("file,caption\nfirst/a.jpg,a cat\nfirst/b.jpg,\n", "has no caption for first/b.jpg: leave out"),
+    ],
+)
+def test_a_table_of_pairs_says_what_is_amiss(run, tmp_path: Path, content: str, told: str) -> None:  # noqa: ANN001
+    """The columns that were found, or the file whose caption is missing, is named."""
+    (tmp_path / "pairs.csv").write_text(content)
+    for command in (("evaluate",), ("train", "--to", tmp_path / "model")):
+        result = run(*command, tmp_path / "pairs.csv")
+        assert result.exit_code == 2
+        assert told in " ".join(result.stderr.split())

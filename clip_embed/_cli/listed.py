@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clip_embed._cli.table import one_line
+from clip_embed._cli.table import one_line, shorten
 
 if TYPE_CHECKING:
     from clip_embed._cli.folder_index import FolderIndex
 
-_TOLD = 5  # files that a message names
+_TOLD = 5  # files or columns that a message names
+_LONGEST = 60  # characters of a column's name there
 
 
 def read_table(table: Path, column: str, argument: str) -> list[tuple[str, str]]:
@@ -21,8 +22,13 @@ def read_table(table: Path, column: str, argument: str) -> list[tuple[str, str]]
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            if not {"file", column} <= set(reader.fieldnames or ()):
-                raise click.BadParameter(f"{table} needs the columns file and {column}", param_hint=argument)
+            found = reader.fieldnames or ()
+            if not {"file", column} <= set(found):
+                raise click.BadParameter(
+                    f"{table} needs the columns file and {column}, with a comma between them; its first line "
+                    f"has {', '.join(repr(shorten(name, _LONGEST)) for name in found[:_TOLD]) or 'nothing'}",
+                    param_hint=argument,
+                )
             return [(row["file"] or "", row[column] or "") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise click.BadParameter(f"{table} is no CSV in UTF-8: {error}", param_hint=argument) from error

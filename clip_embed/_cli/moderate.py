@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from clip_embed import calibrate as calibrate_policy
 from clip_embed import moderate as judge
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
 from clip_embed._cli.listed import read_labels
-from clip_embed._cli.table import format_table
+from clip_embed._cli.table import format_table, one_line
 from clip_embed._cli.visual import write_page
 from clip_embed._models.opening import default_model
 
@@ -136,9 +137,12 @@ def calibrate(
         raise click.BadParameter(f"no photo below {folder} is listed in {table}", param_hint="--labels")
     wanted = [labels[index.paths[place]] for place in rows]
     try:
-        fitted = calibrate_policy(embedder, policy, index.vectors[rows], wanted, precision=precision)
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as told:
+            fitted = calibrate_policy(embedder, policy, index.vectors[rows], wanted, precision=precision)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--labels") from error
+    for warning in told:
+        click.echo(one_line(str(warning.message)), err=True)
     target.write_text(fitted.policy.to_json() + "\n", "utf-8")
     click.echo(json.dumps(_figures(fitted), indent=1, ensure_ascii=False) if as_json else str(fitted))
     report_failures(index.failures)

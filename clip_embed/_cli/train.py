@@ -11,6 +11,7 @@ import click
 from clip_embed import train as train_model
 from clip_embed._cli.folder import json_option, model_option
 from clip_embed._cli.listed import read_table
+from clip_embed._cli.table import one_line
 from clip_embed._models.opening import default_model
 
 
@@ -85,5 +86,10 @@ def train(
 
 
 def read_pairs(table: Path) -> list[tuple[Path, str]]:
-    """Return file and caption of each line; files lie relative to the table."""
-    return [(table.parent / file, caption) for file, caption in read_table(table, "caption", "PAIRS")]
+    """Return file and caption of each line, none empty; files lie relative to the table."""
+    pairs = read_table(table, "caption", "PAIRS")
+    if empty := [file for file, caption in pairs if not caption.strip()]:
+        raise click.BadParameter(
+            f"{table} has no caption for {one_line(empty[0])}: leave out its line", param_hint="PAIRS"
+        )
+    return [(table.parent / file, caption) for file, caption in pairs]

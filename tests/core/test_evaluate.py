@@ -126,6 +126,20 @@ def test_a_single_text_is_no_list_of_captions(clip: ClipEmbedder) -> None:
         evaluate_retrieval(clip, rows(3, 0), "abc")
 
 
+@pytest.mark.parametrize("lost", [float("nan"), None, ["b", None], 3])
+def test_what_is_no_caption_is_told_with_its_row(clip: ClipEmbedder, lost: object) -> None:
+    """A missing cell is no caption."""
+    with pytest.raises(TypeError, match=r"the caption of image 1 must be a text, .* not (nan|None|3)$"):
+        evaluate_retrieval(clip, rows(3, 0), ["a", lost, "c"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("empty", ["", " \n", ["b", ""]])
+def test_an_empty_caption_does_not_lower_the_recall(clip: ClipEmbedder, empty: str | list[str]) -> None:
+    """It is refused with its row, and not measured as if somebody had written it."""
+    with pytest.raises(ValueError, match="a caption of image 1 is empty: leave it out"):
+        evaluate_retrieval(clip, rows(3, 0), ["a", empty, "c"])
+
+
 @pytest.mark.parametrize("bad", [0, np.nan, np.inf])
 def test_a_row_without_a_vector_is_no_hit(clip: ClipEmbedder, bad: float) -> None:
     """NaN, which stands for an image that failed, would compare as if it came first: it is refused."""

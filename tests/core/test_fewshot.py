@@ -81,7 +81,29 @@ def test_one_example_of_each_is_enough_but_measures_nothing(clip: ClipEmbedder) 
     assert found.predict(clip, E[:3]).best == ("a", "b", "c")
     assert found.accuracy.folds == 0
     assert np.isnan(found.accuracy.mean)
-    assert "nan" in str(found.accuracy)
+    assert "nan" not in str(found.accuracy)
+    assert "nearest mean                       –, 0 folds" in str(found.accuracy)
+
+
+def test_no_folds_measure_nothing_and_a_bar_shows_the_others(
+    clip: ClipEmbedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal one sees how many fits of how many are done, where they take a while, else nothing."""
+    vectors, labels = examples(6, 3)
+    assert fit(clip, vectors, labels, folds=0).accuracy.folds == 0
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("clip_embed._progress._PATIENCE", 60)
+    assert fit(clip, vectors, labels, folds=2).accuracy.folds == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("clip_embed._progress._PATIENCE", 0)
+    monkeypatch.setattr("clip_embed._progress._BETWEEN", 0)
+    fit(clip, vectors, labels, folds=3)
+    shown = capsys.readouterr().err
+    assert "Fitting:  14%" in shown
+    assert "| 7/7 [" in shown
+    assert " fits" in shown
+    assert "images" not in shown
+    assert shown.endswith("\r")
 
 
 def test_accuracy_is_honest(clip: ClipEmbedder) -> None:
@@ -129,6 +151,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_it_is_shown_in_a_line(clip: ClipEmbedder) -> None:
+    """What it names images by, how and with which model: neither weights nor the probe."""
+    found = fit(clip, E[:7], list("gfedcba"), method="mean")
+    assert repr(found) == "<Classifier of 7 labels (a, b, c, d, e, …), method mean, of FakeModel>"
+    assert "(a, b)" in repr(fit(clip, E[:2], ["a", "b"], method="mean"))
+    assert repr(found.stamp) == f"Stamp(space={clip.space!r}, recipe={found.stamp.recipe!r})"
+
+
 def test_a_file_holds_no_code(clip: ClipEmbedder) -> None:
     """What is written is safetensors with JSON, and labels may be of any script."""
     fit(clip, E[:2], ["été", "日本"], method="mean").save("x.classifier")
@@ -137,6 +167,16 @@ def test_a_file_holds_no_code(clip: ClipEmbedder) -> None:
     assert set(header) == {"__metadata__", "weights", "bias"}
     assert json.loads(header["__metadata__"]["labels"]) == ["été", "日本"]
     assert b"pickle" not in content
+
+
+def test_a_place_that_takes_no_file_is_named(clip: ClipEmbedder) -> None:
+    """It is an error of the operating system's, with the folder that is not there."""
+    found = fit(clip, E[:2], ["a", "b"], method="mean")
+    with pytest.raises(FileNotFoundError, match=r"nodir.x: there is no folder nodir, make it first"):
+        found.save("nodir/x")
+    Path("folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        found.save("folder")
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "other", "shape", "later"])
@@ -185,8 +225,9 @@ def test_wrong_examples_are_refused(clip: ClipEmbedder) -> None:
         fit(clip, E[:2], "ab")
     with pytest.raises(ValueError, match="3 images need as many labels, not 2"):
         fit(clip, E[:3], ["a", "b"])
-    with pytest.raises(ValueError, match="all zeros"):
-        fit(clip, np.zeros((2, 16), np.float32), ["a", "b"])
+    for lost in (0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"image 1 has no vector: .* leave out such rows first"):
+            fit(clip, np.stack([E[0], E[1] * 0 + lost, E[2]]).astype(np.float32), ["a", "b", "b"])
     with pytest.raises(ValueError, match="'probe' or 'mean'"):
         fit(clip, E[:2], ["a", "b"], method="forest")  # type: ignore[arg-type]
 

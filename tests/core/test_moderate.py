@@ -21,6 +21,7 @@ from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
 
 RED, BLUE, GREEN = (np.full((8, 8, 3), c, np.uint8) for c in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
+FEW = pytest.mark.filterwarnings("ignore:thresholds set from too few examples")
 POLICY = ModerationPolicy(
     (Category("hot", ("red",), ("blue", "green")), Category("cold", ("blue",), ("red", "green")))
 )
@@ -84,6 +85,7 @@ def mixtures(shares: Sequence[float]) -> Float32:
     return unit
 
 
+@FEW
 def test_thresholds_from_examples(clip: ClipEmbedder) -> None:
     """The best threshold parts the examples; one without examples stays; figures are those of the flags."""
     vectors = mixtures([0.1, 0.2, 0.3, 0.4, 0.7, 0.8])
@@ -98,6 +100,19 @@ def test_thresholds_from_examples(clip: ClipEmbedder) -> None:
     assert hot.threshold < 0.5
 
 
+def test_few_examples_are_warned_of(clip: ClipEmbedder) -> None:
+    """The warning has the category and the number; none are no threshold, and no percentage either."""
+    vectors = mixtures([0.1, 0.2, 0.8, 0.9])
+    with pytest.warns(UserWarning, match=r"too few examples: 'hot' has 2; .* dozens") as told:
+        found = calibrate(clip, POLICY, vectors, ["", "", "hot", "hot"])
+    assert told[0].filename == __file__
+    hot, cold = str(found).splitlines()[1:]
+    assert hot.split() == ["hot", "2", f"{found.policy.categories[0].threshold:.3f}", "100.0%", "100.0%"]
+    assert cold.split() == ["cold", "0", "0.500", "–", "–"]
+    calibrate(clip, POLICY, mixtures([0.1, 0.5, 0.6, 0.7, 0.8, 0.9]), ["", *["hot"] * 5])
+
+
+@FEW
 def test_a_precision_that_is_asked_for(clip: ClipEmbedder) -> None:
     """The lowest threshold that reaches it, at the cost of recall; out of reach, nearly none is."""
     vectors = mixtures([0.1, 0.5, 0.6, 0.9])
@@ -138,6 +153,7 @@ def test_a_threshold_is_the_best_of_all(rows: list[tuple[float, bool]], precisio
         assert threshold == 1
 
 
+@FEW
 def test_rounding_decides_about_no_example(clip: ClipEmbedder) -> None:
     """Scores that differ in the last digits, as those of another batch do, are judged alike."""
     vectors = mixtures([0.2, 0.4, 0.6, 0.8])
@@ -199,5 +215,5 @@ def test_a_row_without_a_vector_is_unchecked(clip: ClipEmbedder) -> None:
     vectors = np.stack([np.full(3, np.nan), np.zeros(3), [1, 0, 0]]).astype(np.float32)
     verdicts = [decision.verdict for decision in moderate(clip, vectors, POLICY)]
     assert verdicts == ["unchecked", "unchecked", "flag"]
-    with pytest.raises(ValueError, match="leave out such rows"):
+    with pytest.raises(ValueError, match=r"image 0 has no vector: .* leave out such rows first"):
         calibrate(clip, POLICY, vectors, ["", "", "hot"])

@@ -104,6 +104,12 @@ def test_what_is_kept_rates_the_same(clip: ClipEmbedder) -> None:
         again.rate(ClipEmbedder(FakeModel(dim=DIM, size=4)), images, ["a cat"])
 
 
+def test_it_is_shown_in_a_line(clip: ClipEmbedder) -> None:
+    """Its numbers, without the vector and the probe."""
+    found = fit_relevance(clip, collection(50))
+    assert repr(found) == f"Relevance(middle={found.middle!r}, spread={found.spread!r}, images=50)"
+
+
 def test_too_little_is_refused(clip: ClipEmbedder) -> None:
     """A handful of images or texts tells nothing; rows without a direction and broken images do not count."""
     with pytest.raises(ValueError, match="at least 10 images, not 9"):
