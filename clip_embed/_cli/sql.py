@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from pathlib import Path
 import click
 import duckdb
 
-from clip_embed._cli.answers import Column, Row, Writer
+from clip_embed._cli.answers import Writer
+from clip_embed._cli.asking import ask
 from clip_embed._cli.table import printable
 from clip_embed_duckdb import interrupt
 
-_FETCHED = 32  # rows at a time: they may hold images
 _CHANGES = {
     getattr(duckdb.StatementType, name)
     for name in ("COPY", "CREATE", "DELETE", "INSERT", "MERGE_INTO", "UPDATE")
@@ -94,8 +94,9 @@ class Runner:
         statements = split_statements(script)
         for statement in statements:
             try:
-                for part in self.connection.extract_statements(statement.text):
-                    self._answer(part)
+                parts = self.connection.extract_statements(statement.text)
+                for part in parts:
+                    self._answer(part, statement.text if len(parts) == 1 else None)
             except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:
                 if not self._stopped:
                     sys.stdout.flush()
@@ -104,18 +105,16 @@ class Runner:
                 return False
         return True
 
-    def _answer(self, statement: duckdb.Statement) -> None:
+    def _answer(self, statement: duckdb.Statement, text: str | None) -> None:
         started = time.perf_counter()
-        answer = self.connection.execute(statement)
-        columns = [Column(name, kind) for name, kind, *_ in answer.description or ()]
+        columns, rows = ask(self.connection, statement, text)
         if duckdb.ExpectedResultType.QUERY_RESULT not in statement.expected_result_type or (
             statement.type in _CHANGES and [column.name for column in columns] == ["Count"]
         ):
             return
-        rows: Iterable[Row] = _rows(answer)
         writers = self.writers
         if statement.type == duckdb.StatementType.EXPLAIN:
-            rows = plans = answer.fetchall()
+            rows = plans = list(rows)
             writers = [writer for writer in writers if not writer.explain(plans)]
         for writer in writers:
             writer.begin(statement.query.strip(), columns)
@@ -129,8 +128,3 @@ class Runner:
         for writer in writers:
             writer.end(time.perf_counter() - started)
         sys.stdout.flush()
-
-
-def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Row]:
-    while rows := answer.fetchmany(_FETCHED):
-        yield from rows
