@@ -14,8 +14,10 @@ import duckdb
 
 from clip_embed._cli.answers import Writer
 from clip_embed._cli.asking import ask
-from clip_embed._cli.table import printable
+from clip_embed._cli.table import one_line, printable
 from clip_embed_duckdb import interrupt
+from clip_embed_duckdb._outcomes import Outcomes
+from clip_embed_duckdb._register import find_slot
 
 _CHANGES = {
     getattr(duckdb.StatementType, name)
@@ -72,6 +74,9 @@ class Runner:
         self.connection = connection
         self.writers = writers
         self._stopped = False
+        self._outcomes = Outcomes()
+        if (slot := find_slot(connection)) is not None:
+            slot.outcomes = self._outcomes
 
     def run(self, script: str) -> bool:
         """Run the statements of a script; at the first that fails, say which and why and return False.
@@ -95,8 +100,10 @@ class Runner:
         for statement in statements:
             try:
                 parts = self.connection.extract_statements(statement.text)
+                self._outcomes.begin()
                 for part in parts:
                     self._answer(part, statement.text if len(parts) == 1 else None)
+                self._tell_failures()
             except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:
                 if not self._stopped:
                     sys.stdout.flush()
@@ -128,3 +135,14 @@ class Runner:
         for writer in writers:
             writer.end(time.perf_counter() - started)
         sys.stdout.flush()
+
+    def _tell_failures(self) -> None:
+        """Say on stderr that images of the statement failed: in its answer they are only NULL."""
+        if self._outcomes.first is None:
+            return
+        path, reason = self._outcomes.first
+        failed, images = self._outcomes.failed, self._outcomes.images
+        name = "a BLOB" if path is None else repr(path)
+        counts = f"{failed:,} of {images:,} image{'s' * (images != 1)} failed and count as NULL"
+        line = f"Warning: {counts}; the first, {name}: {reason}; clip_error(image) says why of each"
+        click.echo(one_line(line), err=True)
