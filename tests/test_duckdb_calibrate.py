@@ -59,6 +59,20 @@ def test_sql_says_what_python_says(
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing says which model")
+def test_the_query_may_be_a_vector(con: duckdb.DuckDBPyConnection) -> None:
+    """What `clip_text` gave is the text; anything else is refused by the macro's own name."""
+    calibrate(con, "photos", "emb", name="fit's")
+    query = """SELECT "fit's"(emb, 'a'), "fit's"(emb, clip_text('a')), "fit's"(emb, NULL) FROM photos"""
+    for text, vector, nothing in con.execute(query).fetchall():
+        assert vector == pytest.approx(text, abs=1e-3)
+        assert nothing is None
+    with pytest.raises(
+        duckdb.Error, match=r"fit's: the query must be a VARCHAR .* or a vector .*not INTEGER"
+    ):
+        con.execute("""SELECT "fit's"(emb, 7) FROM photos""").fetchall()
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing says which model")
 def test_two_columns_have_macros_of_their_own(con: duckdb.DuckDBPyConnection) -> None:
     """A name of its own keeps both; fitting again replaces; the macro is this connection's alone."""
     con.execute("CREATE TABLE few AS FROM photos WHERE id < 40")

@@ -51,7 +51,9 @@ def test_files_that_cannot_be_used(con: duckdb.DuckDBPyConnection, tmp_path: Pat
     names = {
         "good.png": None,
         "empty.png": "the file is empty",
-        "folder.png": "no such file",
+        "folder.png": "it is a folder, no file: glob('folder/*') lists its files",
+        "*.png": "no such file: where it is a pattern, give it to glob(), which lists the files",
+        "a[1].png": "no such file: where it is a pattern",
         "missing.png": "no such file",
         "text.png": "not an image",
         "large.png": "2,001 bytes are more than the policy's max_bytes",

@@ -156,6 +156,11 @@ def test_a_policy_that_is_none(con: duckdb.DuckDBPyConnection, tmp_path: Path) -
     """The message says which file or text it was, and of which function."""
     file = tmp_path / "policy.json"
     file.write_text('[{"name": "x"}]')
-    for name, reason in ((str(file), "policy.json"), ("[1]", "no policy"), ("nowhere.json", "no policy")):
+    for name, reason in (
+        (str(file), "policy.json"),
+        ("[1]", "no policy"),
+        ("nowhere.json", "no policy"),
+        (' {"a": 1}', r"a policy is a JSON list of categories, \[\{.*not ' \{\"a\": 1\}'"),
+    ):
         with pytest.raises(duckdb.Error, match=f"clip_moderate: .*{reason}"):
             con.execute("SELECT clip_moderate(img, ?) FROM photos", [name]).fetchall()

@@ -93,7 +93,7 @@ def test_json_is_one_array_for_each_result() -> None:
     """
     result = sql("--json", "-c", query, "-c", "SELECT 1 AS one WHERE false; FROM range(2)")
     expected = {"f": 0.1, "v": [0.1, 2.0], "b": base64.b64encode(b"ab").decode(), "d": "2026-01-02", "n": 1.5}
-    nested = {"s": {"x": 0.1, "y": [None, "z"]}, "bad": None, "x": None, "x_1": None, "m": {"1": 2}}
+    nested = {"s": {"x": 0.1, "y": [None, "z"]}, "bad": "NaN", "x": None, "x_1": None, "m": {"1": 2}}
     nested["long"] = "1234567890123456789.25"
     assert arrays(result.stdout) == [[expected | nested], [], [{"range": 0}, {"range": 1}]]
 

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from PIL import Image
 
-from clip_embed import ImagePolicy
+from clip_embed import ClipEmbedError, ImagePolicy
 from clip_embed._cli import page as pages
 from clip_embed._cli.page import PageWriter
 from clip_embed._cli.sql import Runner
@@ -154,3 +154,9 @@ def test_an_error_keeps_the_page_of_what_went_well(con: duckdb.DuckDBPyConnectio
     shown = Seen(page.read_text("utf-8"))
     assert shown.count("section") == 1
     assert "good" in shown.texts
+
+
+def test_a_page_without_a_place_is_refused_at_once(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    """Before the query, which may take an hour."""
+    with pytest.raises(ClipEmbedError, match=r"cannot write .*page\.html: .*nope is no folder"):
+        PageWriter(tmp_path / "nope" / "page.html", con, ImagePolicy())

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import time
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -97,8 +97,9 @@ class BoxWriter:
 class JsonWriter:
     """Prints each answer as one array of objects, a row in a line.
 
-    Vectors are arrays of numbers, BLOBs text in base64, NaN and infinities null, a DECIMAL with more digits
-    than a float holds is text; of columns with one name the second is called name_1.
+    Vectors are arrays of numbers, BLOBs text in base64, NaN and infinities "NaN", "Infinity" and "-Infinity",
+    a DECIMAL with more digits than a float holds is text, dates and intervals are as DuckDB writes them; of
+    columns with one name the second is called name_1.
     """
 
     def explain(self, plans: Sequence[Row]) -> bool:
@@ -125,7 +126,8 @@ class CsvWriter:
     """Prints each answer with a line of names, an empty line between two answers.
 
     NULL is an empty field, an empty text is quoted: DuckDB writes CSV so, and reads it back by
-    `read_csv(…, allow_quoted_nulls = false)`. BLOBs are in base64, vectors and structs in JSON.
+    `read_csv(…, allow_quoted_nulls = false)`; so it does nan, inf and -inf. BLOBs are in base64, vectors and
+    structs in JSON.
     """
 
     def __init__(self) -> None:
@@ -142,8 +144,8 @@ class CsvWriter:
         _write_fields([column.name for column in columns])
 
     def add(self, row: Row) -> bool:
-        values = [plain(value) for plain, value in zip(self._plain, row, strict=True)]
-        _write_fields(values)
+        pairs = zip(self._plain, row, strict=True)
+        _write_fields([str(value) if _is_odd(value) else plain(value) for plain, value in pairs])
         return True
 
     def end(self, seconds: float) -> None:
@@ -157,7 +159,7 @@ def plain_form(kind: DuckDBPyType) -> Plain:
     if kind.id in ("list", "array"):
         part = plain_form(cast("DuckDBPyType", kind.children[0][1]))
         return lambda values: None if values is None else [part(value) for value in values]
-    if kind.id == "struct":
+    if kind.id == "struct" and all(name for name, _ in kind.children):
         parts = {name: plain_form(cast("DuckDBPyType", child)) for name, child in kind.children}
         return lambda fields: (
             None if fields is None else {name: part(fields[name]) for name, part in parts.items()}
@@ -169,13 +171,13 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever DuckDB gives
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return _odd_name(value) if _is_odd(value) else value
     if isinstance(value, Decimal):
         number = float(value)
         return number if Decimal(repr(number)) == value else str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (date, time, datetime)):
+    if isinstance(value, time):
         return value.isoformat()
     if isinstance(value, dict):
         fields = cast("dict[object, Any]", value)
@@ -185,9 +187,20 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever DuckDB gives
     return str(value)
 
 
-def _short(value: float | None) -> float | None:
+def _short(value: float | None) -> float | str | None:
     """Return the shortest number that is the same FLOAT: 0.1, not 0.10000000149011612."""
-    return None if value is None or not math.isfinite(value) else float(str(np.float32(value)))
+    if value is None:
+        return None
+    return _odd_name(value) if _is_odd(value) else float(str(np.float32(value)))
+
+
+def _is_odd(value: object) -> bool:
+    """Whether it is one of the numbers that JSON does not have."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _odd_name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from clip_embed._cli.answers import NUMBERS, Column, Row, kind_name, show_value
 from clip_embed._cli.gallery import thumbnail, write_page
 from clip_embed._cli.table import format_cell
 from clip_embed._images.folders import is_image_name
+from clip_embed.errors import ClipEmbedError
 from clip_embed_duckdb._files import FileReader
 
 ROWS = 1000
@@ -54,6 +56,8 @@ class PageWriter:
         *,
         latest: bool = False,
     ) -> None:
+        if not os.access(file.absolute().parent, os.W_OK):  # better now than after an hour's query
+            raise ClipEmbedError(f"cannot write {file}: {file.absolute().parent} is no folder to write to")
         self.file = file
         self._images = _Images(connection, policy)
         self._latest = latest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from pathlib import Path
 import click
 import duckdb
 
-from clip_embed._cli.answers import Column, Row, Writer
-from clip_embed._cli.table import printable
+from clip_embed._cli.answers import Writer
+from clip_embed._cli.asking import ask
+from clip_embed._cli.table import one_line, printable
 from clip_embed_duckdb import interrupt
+from clip_embed_duckdb._outcomes import Outcomes
+from clip_embed_duckdb._register import find_slot
 
-_FETCHED = 32  # rows at a time: they may hold images
 _CHANGES = {
     getattr(duckdb.StatementType, name)
     for name in ("COPY", "CREATE", "DELETE", "INSERT", "MERGE_INTO", "UPDATE")
@@ -72,6 +74,9 @@ class Runner:
         self.connection = connection
         self.writers = writers
         self._stopped = False
+        self._outcomes = Outcomes()
+        if (slot := find_slot(connection)) is not None:
+            slot.outcomes = self._outcomes
 
     def run(self, script: str) -> bool:
         """Run the statements of a script; at the first that fails, say which and why and return False.
@@ -94,8 +99,11 @@ class Runner:
         statements = split_statements(script)
         for statement in statements:
             try:
-                for part in self.connection.extract_statements(statement.text):
-                    self._answer(part)
+                parts = self.connection.extract_statements(statement.text)
+                self._outcomes.begin()
+                for part in parts:
+                    self._answer(part, statement.text if len(parts) == 1 else None)
+                self._tell_failures()
             except (duckdb.Error, RuntimeError, KeyboardInterrupt) as error:
                 if not self._stopped:
                     sys.stdout.flush()
@@ -104,18 +112,16 @@ class Runner:
                 return False
         return True
 
-    def _answer(self, statement: duckdb.Statement) -> None:
+    def _answer(self, statement: duckdb.Statement, text: str | None) -> None:
         started = time.perf_counter()
-        answer = self.connection.execute(statement)
-        columns = [Column(name, kind) for name, kind, *_ in answer.description or ()]
+        columns, rows = ask(self.connection, statement, text)
         if duckdb.ExpectedResultType.QUERY_RESULT not in statement.expected_result_type or (
             statement.type in _CHANGES and [column.name for column in columns] == ["Count"]
         ):
             return
-        rows: Iterable[Row] = _rows(answer)
         writers = self.writers
         if statement.type == duckdb.StatementType.EXPLAIN:
-            rows = plans = answer.fetchall()
+            rows = plans = list(rows)
             writers = [writer for writer in writers if not writer.explain(plans)]
         for writer in writers:
             writer.begin(statement.query.strip(), columns)
@@ -130,7 +136,13 @@ class Runner:
             writer.end(time.perf_counter() - started)
         sys.stdout.flush()
 
-
-def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Row]:
-    while rows := answer.fetchmany(_FETCHED):
-        yield from rows
+    def _tell_failures(self) -> None:
+        """Say on stderr that images of the statement failed: in its answer they are only NULL."""
+        if self._outcomes.first is None:
+            return
+        path, reason = self._outcomes.first
+        failed, images = self._outcomes.failed, self._outcomes.images
+        name = "a BLOB" if path is None else repr(path)
+        counts = f"{failed:,} of {images:,} image{'s' * (images != 1)} failed and count as NULL"
+        line = f"Warning: {counts}; the first, {name}: {reason}; clip_error(image) says why of each"
+        click.echo(one_line(line), err=True)

@@ -19,7 +19,8 @@ _ROWS = 4096
 # The percentile of a Gumbel distribution: how far the score lies above that of the collection's mean vector.
 _MACRO = """
 CREATE OR REPLACE TEMP MACRO {name}(img, query) AS (100 * exp(-exp((
-    {middle} - clip_score(img, query) + array_inner_product({centre}::FLOAT[{dim}], clip_text(query))
+    {middle} - clip_score(img, _clip_query({function}, query))
+    + array_inner_product({centre}::FLOAT[{dim}], _clip_query({function}, query))
 )::DOUBLE / {spread})))::FLOAT
 """
 
@@ -34,7 +35,8 @@ def calibrate(
 
     `clip_relevance(img, text)` FLOAT is a percentile from 0 to 100: 95 says that the image fits the text
     better than the best image of the column fits 95 of 100 texts about something else. Where none reaches
-    90, there is no good match. NULL as for `clip_score`. The query must be a text.
+    90, there is no good match. NULL as for `clip_score`. The query is a text, or the vector that
+    `clip_text` gives of one.
 
     All rows are read once, those of stored vectors fast. The macro is TEMP: it belongs to this connection,
     and holds for this column; give others a `name` of their own. Fit it again when the table has grown by a
@@ -52,6 +54,7 @@ def calibrate(
     with closing(_vectors(con, place, found)) as vectors:
         relevance = relevance_of(embedder, vectors)
     facts = {"name": quote(name), "middle": repr(relevance.middle), "spread": repr(relevance.spread)}
+    facts["function"] = "'" + name.replace("'", "''") + "'"
     facts["centre"] = str(relevance.centre.tolist())
     ask(con, _MACRO.format(**facts, dim=embedder.dim))
     return relevance

@@ -18,6 +18,8 @@ from clip_embed_duckdb._stored import Bools, Vectors, is_constant, stored_vector
 
 Rows = npt.NDArray[np.int64]
 
+_TELLING = frozenset({"clip_embedding", "clip_error", "clip_moderate"})  # these say themselves why one failed
+
 
 @dataclass(slots=True)
 class Call:
@@ -44,7 +46,8 @@ class Call:
                 f"{self.name}: the image must be a BLOB (an encoded image), a VARCHAR (a path), a "
                 f"STRUCT(bytes BLOB, path VARCHAR) or {self._vector}, not {sql_name(column.type)}"
             )
-        images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail)
+        outcomes = None if self.name in _TELLING else self.slot.outcomes
+        images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail, outcomes)
         if images.left:
             self.state.load()
             self.state.stream.run(images, self.check)

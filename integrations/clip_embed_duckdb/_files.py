@@ -18,7 +18,7 @@ from clip_embed import ImagePolicy
 from clip_embed._images.files import check_bytes, resolve_below_roots
 from clip_embed.errors import ImageError
 from clip_embed_duckdb._digests import make_stamp, now
-from clip_embed_duckdb._names import is_absolute, is_pattern, never_ends, quote, remote_schemes
+from clip_embed_duckdb._names import is_absolute, is_folder, is_pattern, never_ends, quote, remote_schemes
 
 _FACTS = "SELECT filename, size, epoch_us(last_modified) FROM read_blob(?)"  # reads no content
 _CONTENT = "SELECT filename, content FROM read_blob(?)"
@@ -128,7 +128,7 @@ class FileReader:
         for row in rows:
             if PurePath(row[0]).name in wanted:
                 return row
-        raise ImageError("no such file", retryable=True)
+        raise ImageError(_why_missing(names), retryable=True)
 
     def _is_plain(self, path: str) -> bool:
         relative = self._folders and not is_absolute(path)
@@ -150,3 +150,12 @@ class FileReader:
                 "URLs are not read; give the path of a file, or its bytes: read_blob reads what DuckDB can"
             )
         return near
+
+
+def _why_missing(names: Sequence[str]) -> str:
+    """Say why DuckDB, which may read them, finds no file of these names."""
+    if any(map(is_folder, names)):
+        return "it is a folder, no file: glob('folder/*') lists its files"
+    if is_pattern(names[0]):
+        return "no such file: where it is a pattern, give it to glob(), which lists the files"
+    return "no such file"

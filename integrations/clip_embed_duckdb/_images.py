@@ -15,6 +15,7 @@ from clip_embed._types import Float32
 from clip_embed.errors import ImageError
 from clip_embed_duckdb._columns import Column
 from clip_embed_duckdb._files import File, FileReader
+from clip_embed_duckdb._outcomes import Outcomes
 from clip_embed_duckdb._slot import Slot, State
 from clip_embed_duckdb._stored import Vectors
 
@@ -33,11 +34,18 @@ class _Image:
 class ImageColumn:
     """A chunk of images: a file is in memory only while it waits for its decoder.
 
-    `fail` is told each failure as (rows, path, reason) and may raise.
+    `fail` is told each failure as (rows, path, reason) and may raise; `outcomes` count all images.
     """
 
     def __init__(
-        self, slot: Slot, state: State, length: int, blobs: Column | None, paths: Column | None, fail: Fail
+        self,
+        slot: Slot,
+        state: State,
+        length: int,
+        blobs: Column | None,
+        paths: Column | None,
+        fail: Fail,
+        outcomes: Outcomes | None = None,
     ) -> None:
         self.vectors = Vectors.none(length, slot.dim)
         self._slot = slot
@@ -45,6 +53,7 @@ class ImageColumn:
         self._blobs = blobs
         self._places: dict[str, list[int]] = {}
         self._tell_failure = fail
+        self._outcomes = outcomes
         embedded = np.zeros(length, np.bool_) if blobs is None else np.asarray(blobs.is_valid())
         self._blob_rows: list[int] = np.flatnonzero(embedded).tolist()
         for row, path in enumerate(cast("list[str | None]", [] if paths is None else paths.to_pylist())):
@@ -85,13 +94,13 @@ class ImageColumn:
         """Take the vector (d,) of an image."""
         image = cast("_Image", key)
         self._slot.digests.put(image.stamp, image.encoded.digest)
-        self._succeed(image.rows, vector)
+        self._succeed(image.rows, vector, image.encoded.digest)
 
     def failed(self, key: object, reason: str) -> None:
         """Note why an image failed; raises what the call makes of it."""
         image = cast("_Image", key)
         self._slot.digests.put(image.stamp, image.encoded.digest)
-        self._fail(image.rows, reason)
+        self._fail(image.rows, reason, image.encoded.digest)
 
     def _unknown(self, found: Iterable[tuple[str, File | ImageError]]) -> Iterator[File]:
         """Yield the files that have to be read; the others get what is known of them."""
@@ -111,20 +120,23 @@ class ImageColumn:
     def _is_done(self, row: int) -> bool:
         return bool(self.vectors.valid[row]) or row in self.vectors.reasons
 
-    def _succeed(self, rows: list[int], vector: Float32) -> None:
+    def _succeed(self, rows: list[int], vector: Float32, digest: bytes = b"") -> None:
         for row in rows:
             self.vectors.rows[row] = vector
             self.vectors.valid[row] = True
-        self._count(rows)
+        self._count(rows, digest, None)
 
-    def _fail(self, rows: list[int], reason: str) -> None:
+    def _fail(self, rows: list[int], reason: str, digest: bytes = b"") -> None:
         self.vectors.reasons.update(dict.fromkeys(rows, reason))
-        self._count(rows)
+        self._count(rows, digest, reason)
         self._tell_failure(rows, self._path_of.get(rows[0]), reason)
 
-    def _count(self, rows: list[int]) -> None:
+    def _count(self, rows: list[int], digest: bytes, reason: str | None) -> None:
         self.left -= 1
         self._slot.progress.add(len(rows))
+        if self._outcomes is not None:
+            path = self._path_of.get(rows[0])
+            self._outcomes.add(path or digest or object(), path, reason)
 
 
 def _holder(content: bytes) -> Callable[[], bytes]:

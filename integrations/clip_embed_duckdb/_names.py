@@ -43,11 +43,21 @@ def never_ends(name: str) -> bool:
 
     It tells something about a file, so ask DuckDB first whether that may be known.
     """
+    mode = _mode(name)
+    return bool(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_folder(name: str) -> bool:
+    """Whether it names a folder; ask DuckDB first here, too."""
+    return stat.S_ISDIR(_mode(name))
+
+
+def _mode(name: str) -> int:
+    """Return what kind of file it is, 0 for none."""
     try:
-        mode = os.stat(_FILE_SCHEME.sub("", name)).st_mode  # noqa: PTH116 - Path() changes some names
+        return os.stat(_FILE_SCHEME.sub("", name)).st_mode  # noqa: PTH116 - Path() changes some names
     except (OSError, ValueError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+        return 0
 
 
 def quote(name: str) -> str:

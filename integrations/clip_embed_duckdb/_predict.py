@@ -64,6 +64,11 @@ def _policy(call: Call, name: str) -> ModerationPolicy:
             return ModerationPolicy.from_json(name)
         except ValueError as error:
             raise ValueError(f"{call.name}: {error}") from None
+    if name.lstrip().startswith("{"):
+        raise ValueError(
+            f'{call.name}: a policy is a JSON list of categories, [{{"name": …, "shows": […], '
+            f'"against": […], "threshold": …}}], or the name of a file with one, not {name!r}'
+        )
     return find(call, name, "policy", ModerationPolicy, _read_policy)
 
 

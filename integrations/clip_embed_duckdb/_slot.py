@@ -16,6 +16,7 @@ from clip_embed._progress import Progress
 from clip_embed.errors import ClipEmbedError, ModelError
 from clip_embed_duckdb._digests import Digests
 from clip_embed_duckdb._interrupts import Stops
+from clip_embed_duckdb._outcomes import Outcomes
 from clip_embed_duckdb._stream import SharedStream
 
 OnError = Literal["null", "raise"]
@@ -66,6 +67,7 @@ class Slot:
         self.digests = Digests()
         self.progress = Progress(patience=_QUIET)
         self.stops = Stops()
+        self.outcomes: Outcomes | None = None  # made by who reads it
         # (what it is, its name) -> the stamp of its file, None without one, and the thing itself
         self.named: dict[tuple[str, str], tuple[bytes | None, object]] = {}
         self.callables: dict[str, Callable[..., Any]] = {}
