@@ -14,7 +14,8 @@ from PIL import Image
 from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
 
-Content = Literal["images", "vectors", "nothing", "texts", "other"]
+Content = Literal["images", "vectors", "numbers", "nothing", "texts", "other"]
+"""What a column holds; "numbers" are lists that need not be vectors of ours, such as boxes."""
 Rows: TypeAlias = "list[int]"
 LOOKED_AT = 20
 """How many values of a column are looked at, to tell what it holds."""
@@ -39,13 +40,24 @@ def choose(
         if found:
             several = ", ".join(repr(names[place]) for place in found)
             raise ValueError(
-                f"several columns hold {kind}: {several}; say which one: column={names[found[0]]!r}"
+                f"several columns hold {_called(kind)}: {several}; say which one: column={names[found[0]]!r}"
             )
     texts = [repr(name) for name, kind in zip(names, contents, strict=True) if kind in ("texts", "nothing")]
     hint = f"; where {' or '.join(texts)} has paths, say so: column={texts[0]}" if texts else ""
-    raise ValueError(
-        f"no column holds {' or '.join(reversed(wanted))}; the columns are {list_names(names)}{hint}"
-    )
+    kinds = " or ".join(dict.fromkeys(map(_called, reversed(wanted))))
+    raise ValueError(f"no column holds {kinds}; the columns are {list_names(names)}{hint}")
+
+
+def _called(kind: Content) -> str:
+    return "vectors" if kind == "numbers" else kind
+
+
+def vectors_or_numbers(is_stamped: bool, dim: int | None, wanted: int | None) -> Content:
+    """Say what a column with lists of `dim` floats holds, None where they are not known.
+
+    Vectors are stamped, or have the dimension that is wanted, that of a model.
+    """
+    return "vectors" if is_stamped or (wanted is not None and dim in (wanted, None)) else "numbers"
 
 
 def list_names(names: Iterable[object]) -> str:

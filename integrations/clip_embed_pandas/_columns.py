@@ -21,19 +21,23 @@ from clip_embed._frames.columns import (
     is_nothing,
     list_names,
     no_images,
+    vectors_or_numbers,
 )
 from clip_embed._images.source import ImageInput
-from clip_embed.arrow import Column
+from clip_embed.arrow import Column, stamp_text
 
 
-def pick(frame: pd.DataFrame, column: Hashable | None, *wanted: Content) -> tuple[Hashable, Any]:
+def pick(
+    frame: pd.DataFrame, column: Hashable | None, *wanted: Content, dim: int | None = None
+) -> tuple[Hashable, Any]:
     """Return the name and the Series of a column: the one that is named, else the only one that fits.
 
-    `wanted` says what it may hold, in order of preference. Raises ValueError where none or several fit.
+    `wanted` says what it may hold, in order of preference, `dim` which vectors without a stamp are meant,
+    others being numbers. Raises ValueError where none or several fit.
     """
     if column is not None:
         return column, _named(frame, column)
-    contents = [content(series) for series in _all(frame)]
+    contents = [_meant(series, dim) for series in _all(frame)]
     place = choose(list(frame.columns), contents, wanted, empty=not len(frame))
     return frame.columns[place], frame.iloc[:, place]
 
@@ -65,6 +69,18 @@ def content(series: Any) -> Content:  # noqa: ANN401 - a Series
     return content_of_values(
         list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
     )
+
+
+def _meant(series: Any, dim: int | None) -> Content:  # noqa: ANN401
+    """Return `content`, lists of floats that are no vectors of ours told from those that are."""
+    kind = content(series)
+    if kind != "vectors":
+        return kind
+    dtype = getattr(series.dtype, "pyarrow_dtype", None)
+    size = getattr(dtype, "list_size", None)
+    if size is None:
+        size = next((len(value) for value in series.array if not is_missing(value)), None)
+    return vectors_or_numbers(dtype is not None and stamp_text(dtype) is not None, size, dim)
 
 
 def images_of(series: Any, where: str) -> Generator[tuple[Rows, ImageInput]]:  # noqa: ANN401

@@ -273,7 +273,10 @@ def _rank(
 
 def _compared(data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors that are to be compared: those that are there, or those of the images."""
-    series = data if isinstance(data, pl.Series) else pick(data, column, "vectors", "images")
+    if isinstance(data, pl.Series):
+        series = data
+    else:
+        series = pick(data, column, "vectors", "images", "numbers", dim=clip.dim)
     where = f"column {series.name!r}"
     vectors = to_vectors(series, clip, where, owner=data)
     if vectors is not None:
