@@ -13,10 +13,13 @@ from PIL import Image
 
 from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
+from clip_embed._warn import warn_caller
 
 Content = Literal["images", "vectors", "numbers", "nothing", "texts", "other"]
 """What a column holds; "numbers" are lists that need not be vectors of ours, such as boxes."""
 Rows: TypeAlias = "list[int]"
+ERROR = "_error"
+"""What the name of the column with reasons ends with, behind that of the vectors."""
 LOOKED_AT = 20
 """How many values of a column are looked at, to tell what it holds."""
 
@@ -58,6 +61,23 @@ def vectors_or_numbers(is_stamped: bool, dim: int | None, wanted: int | None) ->
     Vectors are stamped, or have the dimension that is wanted, that of a model.
     """
     return "vectors" if is_stamped or (wanted is not None and dim in (wanted, None)) else "numbers"
+
+
+def check_into(into: object, images: object) -> None:
+    """Raise TypeError for a name of a new column that is no text, ValueError for that of the images."""
+    if not isinstance(into, str):
+        raise TypeError(f"into must be the name of a new column, a str, not {into!r}")
+    if images in (into, f"{into}{ERROR}"):
+        raise ValueError(f"into={into!r} would replace the column of images {images!r}: give another name")
+
+
+def warn_replaced(foreign: Sequence[object], *, into: bool) -> None:
+    """Warn that a verb replaces columns which are no earlier results of it; `into` is a way out."""
+    if foreign:
+        way = ", or give the new one another name: into=" if into else ""
+        warn_caller(
+            f"replaced by results of the same name: {list_names(foreign)}; rename first to keep it{way}"
+        )
 
 
 def list_names(names: Iterable[object]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from itertools import islice
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from clip_embed._frames.columns import (
     list_names,
     no_images,
     vectors_or_numbers,
+    warn_replaced,
 )
 from clip_embed._images.source import ImageInput
 from clip_embed.arrow import Column, stamp_text
@@ -37,7 +38,7 @@ def pick(
     """
     if column is not None:
         return column, _named(frame, column)
-    contents = [_meant(series, dim) for series in _all(frame)]
+    contents: list[Content] = [_meant(series, dim) for series in _all(frame)]
     place = choose(list(frame.columns), contents, wanted, empty=not len(frame))
     return frame.columns[place], frame.iloc[:, place]
 
@@ -54,6 +55,26 @@ def full_name(frame: pd.DataFrame, name: str) -> Hashable:
     """Return the name of a column of ours as the frame has names: of several levels, or just one."""
     levels = frame.columns.nlevels
     return name if levels == 1 else (name, *[""] * (levels - 1))
+
+
+def add(frame: pd.DataFrame, columns: Mapping[str, Any], *, into: bool = False) -> None:
+    """Add results to a frame; warn where they replace what is no earlier result. `into` as there."""
+    earlier: dict[str, bool] = {}
+    kept = {name: frame[full] for name in columns if (full := full_name(frame, name)) in frame.columns}
+    for name, values in columns.items():
+        frame[full_name(frame, name)] = values
+        if name in kept:
+            earlier[name] = _is_alike(kept[name], frame[full_name(frame, name)])
+    if len(kept) < len(columns):  # whole numbers alone do not show that they are groups of ours
+        earlier |= {name: False for name in kept if getattr(kept[name].dtype, "kind", "") == "i"}
+    warn_replaced([name for name in kept if not earlier[name]], into=into)
+
+
+def _is_alike(old: Any, new: Any) -> bool:  # noqa: ANN401 - two Series, or a frame where a name stands twice
+    if isinstance(old, pd.DataFrame):
+        return False
+    kinds = [isinstance(cast("object", each.dtype), pd.CategoricalDtype) for each in (old, new)]
+    return all(kinds) or old.dtype == new.dtype or content(old) == content(new) == "vectors"
 
 
 def content(series: Any) -> Content:  # noqa: ANN401 - a Series

@@ -74,7 +74,7 @@ def pick(frame: pl.DataFrame, column: str | None, *wanted: Content, dim: int | N
             raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
         return frame[column]
     series = frame.get_columns()
-    contents = [_meant(each, dim) for each in series]
+    contents: list[Content] = [_meant(each, dim) for each in series]
     return series[choose(frame.columns, contents, wanted, empty=not len(frame))]
 
 
