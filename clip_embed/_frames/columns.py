@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -15,8 +15,8 @@ from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
 from clip_embed._warn import warn_caller
 
-Content = Literal["images", "vectors", "numbers", "nothing", "texts", "other"]
-"""What a column holds; "numbers" are lists that need not be vectors of ours, such as boxes."""
+Content = Literal["images", "vectors", "numbers", "nothing", "texts", "mixed", "other"]
+"""What a column holds; "numbers" are lists that need not be vectors of ours, "mixed" any objects."""
 Rows: TypeAlias = "list[int]"
 ERROR = "_error"
 """What the name of the column with reasons ends with, behind that of the vectors."""
@@ -25,12 +25,17 @@ LOOKED_AT = 20
 
 
 def choose(
-    names: Sequence[object], contents: Sequence[Content], wanted: Sequence[Content], *, empty: bool
+    names: Sequence[object],
+    contents: Sequence[Content],
+    wanted: Sequence[Content],
+    *,
+    empty: bool,
+    look: Callable[[int], Sequence[object]],
 ) -> int:
     """Return the place of the only column that holds what is wanted, the first kind of it that there is.
 
     In an `empty` frame, one without rows, it is the first that may: they all mean the same. Raises ValueError
-    where no or several columns do, and lists them.
+    where no or several columns do, and lists them; `look` gives some values of a column.
     """
     for kind in wanted:
         found = [place for place, each in enumerate(contents) if each == kind]
@@ -47,8 +52,22 @@ def choose(
             )
     texts = [repr(name) for name, kind in zip(names, contents, strict=True) if kind in ("texts", "nothing")]
     hint = f"; where {' or '.join(texts)} has paths, say so: column={texts[0]}" if texts else ""
+    if not texts and "mixed" in contents:
+        name, values = names[contents.index("mixed")], look(contents.index("mixed"))
+        hint = f"; {name!r} holds {_types(values)}: column={name!r} embeds what is an image among them"
     kinds = " or ".join(dict.fromkeys(map(_called, reversed(wanted))))
     raise ValueError(f"no column holds {kinds}; the columns are {list_names(names)}{hint}")
+
+
+def _types(values: Sequence[object]) -> str:
+    """Name the kinds of values for a message."""
+    kinds: list[str] = []
+    for value in values:
+        array: Any = value if isinstance(value, np.ndarray) else None
+        kinds.append(
+            type(value).__name__ if array is None else f"{array.dtype} arrays of {array.ndim} dimensions"
+        )
+    return " and ".join(sorted({*kinds}))
 
 
 def _called(kind: Content) -> str:
@@ -112,7 +131,7 @@ def content_of_values(values: Sequence[object]) -> Content:
         return "images"
     if all(isinstance(value, str) for value in values):
         return "texts"
-    return "vectors" if all(map(_is_vector, values)) else "other"
+    return "vectors" if all(map(_is_vector, values)) else "mixed"
 
 
 def is_nothing(value: object) -> bool:

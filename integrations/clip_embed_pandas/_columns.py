@@ -39,7 +39,13 @@ def pick(
     if column is not None:
         return column, _named(frame, column)
     contents: list[Content] = [_meant(series, dim) for series in _all(frame)]
-    place = choose(list(frame.columns), contents, wanted, empty=not len(frame))
+    place = choose(
+        list(frame.columns),
+        contents,
+        wanted,
+        empty=not len(frame),
+        look=lambda at: _values(frame.iloc[:, at]),
+    )
     return frame.columns[place], frame.iloc[:, place]
 
 
@@ -87,9 +93,12 @@ def content(series: Any) -> Content:  # noqa: ANN401 - a Series
         return "nothing"
     if kind is not None:
         return kind
-    return content_of_values(
-        list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
-    )
+    return content_of_values(_values(series))
+
+
+def _values(series: Any) -> list[object]:  # noqa: ANN401
+    """Return some values of a column that stand for something."""
+    return list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
 
 
 def _meant(series: Any, dim: int | None) -> Content:  # noqa: ANN401
@@ -149,6 +158,8 @@ def _all(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def _named(frame: pd.DataFrame, column: Hashable) -> Any:  # noqa: ANN401
+    if isinstance(column, (list, pd.Index)):
+        raise TypeError(f"column must be the name of one column, not {column!r}: column={column[0]!r}")
     if column not in frame.columns:
         raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
     found: Any = frame[column]

@@ -75,7 +75,10 @@ def pick(frame: pl.DataFrame, column: str | None, *wanted: Content, dim: int | N
         return frame[column]
     series = frame.get_columns()
     contents: list[Content] = [_meant(each, dim) for each in series]
-    return series[choose(frame.columns, contents, wanted, empty=not len(frame))]
+    chosen = choose(
+        frame.columns, contents, wanted, empty=not len(frame), look=lambda at: _values(series[at])
+    )
+    return series[chosen]
 
 
 def first_images(frame: pl.DataFrame) -> pl.Series | None:
@@ -96,7 +99,12 @@ def content(series: pl.Series) -> Content:
         return "images" if {"bytes", "path"} & {field.name for field in dtype.fields} else "other"
     if not _is_open(dtype):
         return "other"
-    return content_of_values(list(islice((value for value in series if not is_nothing(value)), LOOKED_AT)))
+    return content_of_values(_values(series))
+
+
+def _values(series: pl.Series) -> list[object]:
+    """Return some values of a column that stand for something."""
+    return list(islice((value for value in series if not is_nothing(value)), LOOKED_AT))
 
 
 def _meant(series: pl.Series, dim: int | None) -> Content:
