@@ -62,11 +62,9 @@ def choose(
 def _types(values: Sequence[object]) -> str:
     """Name the kinds of values for a message."""
     kinds: list[str] = []
-    for value in values:
-        array: Any = value if isinstance(value, np.ndarray) else None
-        kinds.append(
-            type(value).__name__ if array is None else f"{array.dtype} arrays of {array.ndim} dimensions"
-        )
+    for value in cast("Sequence[Any]", values):
+        is_array = type(value) is np.ndarray
+        kinds.append(f"{value.dtype} arrays of {value.ndim} dimensions" if is_array else type(value).__name__)
     return " and ".join(sorted({*kinds}))
 
 
