@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from operator import index
 from typing import SupportsIndex
 
@@ -52,7 +53,7 @@ def group_alike(units: Float32, valid: Bools, threshold: float) -> tuple[Places,
 
 def _heads(units: Float32, valid: Bools, threshold: float) -> tuple[Places, Float32]:
     """Return the place of the first row of each one's group, its own where it is alone, and the cosine."""
-    if not -1 <= threshold <= 1:
+    if not isinstance(threshold, Real) or not -1 <= threshold <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"threshold is a cosine similarity from -1 to 1, not {threshold!r}")
     heads = np.arange(len(units))
     cosines = np.ones(len(units), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -81,6 +82,12 @@ class ImagePolicy:
         """Refuse what would silently mean something else."""
         if isinstance(self.roots, (str, Path)):
             raise TypeError("roots must be a list of folders; for a single one wrap it in a list: [folder]")
+        for name, kind in (("max_pixels", Integral), ("max_bytes", Integral), ("max_seconds", Real)):
+            if not isinstance(value := getattr(self, name), kind):
+                number = "a whole number" if kind is Integral else "a number"
+                raise TypeError(f"{name} must be {number}, not {value!r}")
+        if not all(isinstance(channel, Integral) for channel in self.background):
+            raise TypeError(f"background must be three whole numbers, not {self.background!r}")
         if self.max_pixels < 1 or self.max_bytes < 1:
             raise ValueError("max_pixels and max_bytes must be at least 1")
         if not self.max_seconds > 0:

@@ -204,6 +204,9 @@ def image_values(column: Column) -> Iterator[Any]:
     A struct without bytes and without a path counts as null. Raises TypeError at once where the
     column holds no images.
     """
+    if not isinstance(column, (pa.Array, pa.ChunkedArray)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = type(cast("object", column)).__name__
+        raise TypeError(f"the images must be a column of Arrow, not {kind}: pyarrow.array(images) makes one")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_struct(kind):
         names = {field.name for field in cast("list[pa.Field[Any]]", list(kind))}

@@ -238,6 +238,35 @@ def test_candidates_are_listed(files: list[Path]) -> None:
         cp.embed(done, "embedding")
 
 
+def test_columns_of_mixed_objects(files: list[Path]) -> None:
+    """One stray value, streams and floats: the error says what is there, and the good rows can be had."""
+    stray = pd.DataFrame({"img": [str(files[0]), 7, str(files[1])]})
+    with pytest.raises(ValueError, match="'img' holds int and str: column='img' embeds what is an image"):
+        cp.embed(stray)
+    with pytest.warns(UserWarning, match=r"1 of 3 images failed \(int is not an image"):
+        assert cp.embed(stray, "img")["embedding"].isna().tolist() == [False, True, False]
+    others: list[tuple[Any, str]] = [
+        (io.BytesIO(b"x"), "BytesIO"),
+        (bytearray(b"x"), "bytearray"),
+        (np.zeros((8, 8, 3)), "float64 arrays of 3 dimensions"),
+    ]
+    for value, name in others:
+        with pytest.raises(ValueError, match=f"'img' holds {name}: column='img'"):
+            cp.embed(pd.DataFrame({"img": _objects([value, value])}))
+    with pytest.raises(TypeError, match=r"the name of one column, not \['img'\]: column='img'"):
+        cp.embed(stray, ["img"])
+
+
+def test_the_warning_counts_each_reason(files: list[Path]) -> None:
+    """The commonest comes first, with its number."""
+    frame = pd.DataFrame(
+        {"img": [str(files[0]), "", "gone.png", "lost.png", "~/x.png", str(files[0].parent)]}
+    )
+    text = r"5 of 6 images failed \(2 × no such file; 1 × .*; 1 × .*; …\): `failures`"
+    with pytest.warns(UserWarning, match=text):
+        cp.embed(frame, "img")
+
+
 def test_failures_keep_their_reasons(files: list[Path], tmp_path: Path) -> None:
     """A failed image is NA with a reason, which survives filter, sort, concat and a file."""
     broken = tmp_path / "broken.png"

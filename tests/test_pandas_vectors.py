@@ -188,3 +188,21 @@ def test_vectors_made_elsewhere(clip: ClipEmbedder) -> None:
     assert np.isnan(cp.to_numpy(objects)[-1]).all()
     with pytest.raises(SpaceMismatch, match="different dimensions"):
         cp.to_numpy(pd.Series([np.ones(3), np.ones(4)]))
+
+
+def test_lists_that_are_no_vectors(frame: Any, clip: ClipEmbedder) -> None:  # noqa: ANN401
+    """Boxes and points beside images or vectors are in nobody's way; alone they are not compared."""
+    boxed = frame.assign(box=[[1.0, 2.0, 3.0, 4.0]] * 5, points=[[0.5] * (2 + row) for row in range(5)])
+    wanted = cp.search(frame, "red")["colour"].tolist()
+    arrow = frame.assign(box=pd.Series([[1.0, 2.0]] * 5, frame.index, pd.ArrowDtype(pa.list_(pa.float64()))))
+    for data in (boxed, cp.embed(boxed), arrow, cp.embed(arrow)):
+        assert cp.search(data, "red")["colour"].tolist() == wanted
+    done = cp.embed(boxed)
+    np.testing.assert_array_equal(cp.to_numpy(done), cp.to_numpy(cp.embed(frame)))
+    with pytest.raises(SpaceMismatch, match="column 'box': the vectors have 4 dimensions"):
+        cp.search(boxed[["box"]], "red")
+    with pytest.raises(ValueError, match="several columns hold vectors: 'box', 'points'"):
+        cp.search(boxed[["box", "points"]], "red")
+    plain = boxed.assign(v=list(cp.to_numpy(done)))
+    with pytest.warns(UserWarning, match="column 'v': nothing says which model"):
+        assert cp.search(plain, "red", embedder=clip)["colour"].tolist() == wanted

@@ -130,6 +130,15 @@ def test_frames_without_rows(frame: pl.DataFrame) -> None:
     assert "<main></main>" in cp.gallery(cp.search(done, "red"))._repr_html_()
 
 
+def test_lists_that_are_no_vectors(frame: pl.DataFrame) -> None:
+    """Boxes beside images or vectors are in nobody's way."""
+    box = pl.Series("box", [None, *[[1.0, 2.0, 3.0, 4.0]] * 4])
+    for column in (box, box.cast(pl.Array(pl.Float32, 4))):
+        boxed = frame.with_columns(column)
+        for data in (boxed, cp.embed(boxed)):
+            assert cp.search(data, "blue", 1)["colour"].to_list() == ["blue"]
+
+
 def test_expressions(frame: pl.DataFrame) -> None:
     """`pl.col(...).clip_embed` embeds and scores in any context, lazy too; Series have it as well."""
     column: Any = pl.col("img")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -13,20 +13,29 @@ from PIL import Image
 
 from clip_embed._images.folders import is_image_name
 from clip_embed._images.source import ImageInput
+from clip_embed._warn import warn_caller
 
-Content = Literal["images", "vectors", "nothing", "texts", "other"]
+Content = Literal["images", "vectors", "numbers", "nothing", "texts", "mixed", "other"]
+"""What a column holds; "numbers" are lists that need not be vectors of ours, "mixed" any objects."""
 Rows: TypeAlias = "list[int]"
+ERROR = "_error"
+"""What the name of the column with reasons ends with, behind that of the vectors."""
 LOOKED_AT = 20
 """How many values of a column are looked at, to tell what it holds."""
 
 
 def choose(
-    names: Sequence[object], contents: Sequence[Content], wanted: Sequence[Content], *, empty: bool
+    names: Sequence[object],
+    contents: Sequence[Content],
+    wanted: Sequence[Content],
+    *,
+    empty: bool,
+    look: Callable[[int], Sequence[object]],
 ) -> int:
     """Return the place of the only column that holds what is wanted, the first kind of it that there is.
 
     In an `empty` frame, one without rows, it is the first that may: they all mean the same. Raises ValueError
-    where no or several columns do, and lists them.
+    where no or several columns do, and lists them; `look` gives some values of a column.
     """
     for kind in wanted:
         found = [place for place, each in enumerate(contents) if each == kind]
@@ -39,13 +48,53 @@ def choose(
         if found:
             several = ", ".join(repr(names[place]) for place in found)
             raise ValueError(
-                f"several columns hold {kind}: {several}; say which one: column={names[found[0]]!r}"
+                f"several columns hold {_called(kind)}: {several}; say which one: column={names[found[0]]!r}"
             )
     texts = [repr(name) for name, kind in zip(names, contents, strict=True) if kind in ("texts", "nothing")]
     hint = f"; where {' or '.join(texts)} has paths, say so: column={texts[0]}" if texts else ""
-    raise ValueError(
-        f"no column holds {' or '.join(reversed(wanted))}; the columns are {list_names(names)}{hint}"
-    )
+    if not texts and "mixed" in contents:
+        name, values = names[contents.index("mixed")], look(contents.index("mixed"))
+        hint = f"; {name!r} holds {_types(values)}: column={name!r} embeds what is an image among them"
+    kinds = " or ".join(dict.fromkeys(map(_called, reversed(wanted))))
+    raise ValueError(f"no column holds {kinds}; the columns are {list_names(names)}{hint}")
+
+
+def _types(values: Sequence[object]) -> str:
+    """Name the kinds of values for a message."""
+    kinds: list[str] = []
+    for value in cast("Sequence[Any]", values):
+        is_array = type(value) is np.ndarray
+        kinds.append(f"{value.dtype} arrays of {value.ndim} dimensions" if is_array else type(value).__name__)
+    return " and ".join(sorted({*kinds}))
+
+
+def _called(kind: Content) -> str:
+    return "vectors" if kind == "numbers" else kind
+
+
+def vectors_or_numbers(is_stamped: bool, dim: int | None, wanted: int | None) -> Content:
+    """Say what a column with lists of `dim` floats holds, None where they are not known.
+
+    Vectors are stamped, or have the dimension that is wanted, that of a model.
+    """
+    return "vectors" if is_stamped or (wanted is not None and dim in (wanted, None)) else "numbers"
+
+
+def check_into(into: object, images: object) -> None:
+    """Raise TypeError for a name of a new column that is no text, ValueError for that of the images."""
+    if not isinstance(into, str):
+        raise TypeError(f"into must be the name of a new column, a str, not {into!r}")
+    if images in (into, f"{into}{ERROR}"):
+        raise ValueError(f"into={into!r} would replace the column of images {images!r}: give another name")
+
+
+def warn_replaced(foreign: Sequence[object], *, into: bool) -> None:
+    """Warn that a verb replaces columns which are no earlier results of it; `into` is a way out."""
+    if foreign:
+        way = ", or give the new one another name: into=" if into else ""
+        warn_caller(
+            f"replaced by results of the same name: {list_names(foreign)}; rename first to keep it{way}"
+        )
 
 
 def list_names(names: Iterable[object]) -> str:
@@ -80,7 +129,7 @@ def content_of_values(values: Sequence[object]) -> Content:
         return "images"
     if all(isinstance(value, str) for value in values):
         return "texts"
-    return "vectors" if all(map(_is_vector, values)) else "other"
+    return "vectors" if all(map(_is_vector, values)) else "mixed"
 
 
 def is_nothing(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -15,6 +16,7 @@ from clip_embed._progress import Progress
 from clip_embed._types import Float32
 from clip_embed._warn import warn_caller
 
+_SHOWN = 3  # reasons in a warning
 Bools = npt.NDArray[np.bool_]
 
 
@@ -27,8 +29,17 @@ def embed_images_of(
         rows, valid, reasons = embed_rows(items, n, embedder, progress)
     failed = [reason for reason in reasons if reason is not None]
     if warn and failed:
-        warn_caller(f"{len(failed):,} of {n:,} images failed ({failed[0]}): `failures` lists them")
+        warn_caller(f"{len(failed):,} of {n:,} images failed ({_summed(failed)}): `failures` lists them")
     return rows, valid, reasons
+
+
+def _summed(reasons: Sequence[str]) -> str:
+    """Say why images failed, the commonest reasons first, with their numbers where there are several."""
+    counts = Counter(reasons).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    shown = [f"{count:,} × {reason}" for reason, count in counts[:_SHOWN]]
+    return "; ".join([*shown, *(["…"] if len(counts) > _SHOWN else [])])
 
 
 def embed_rows(

@@ -30,12 +30,20 @@ def read_file(path: Path, policy: ImagePolicy) -> bytes:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError("no such file", retryable=True) from None
+        hint = _hint(str(path))
+        raise ImageError(f"no such file{hint}", retryable=not hint) from None
     except OSError as error:
         reason = f"cannot read the file: {error.strerror or error}"
         raise ImageError(reason, retryable=error.errno != errno.ENAMETOOLONG) from None
     except (ValueError, RuntimeError) as error:  # a null byte in the name, a loop of symbolic links
         raise ImageError(f"cannot read the file: {error}") from None
+
+
+def _hint(name: str) -> str:
+    """Say what a name was not taken for."""
+    if name.startswith("~"):
+        return "; ~ is not expanded: give the whole path, os.path.expanduser(path)"
+    return "; file: URLs are not read: give the path alone" if name.lower().startswith("file:") else ""
 
 
 def check_bytes(size: int, policy: ImagePolicy) -> None:

@@ -146,6 +146,8 @@ def read_encoded(source: object, policy: ImagePolicy) -> bytes | None:
 
 def _read(name: str | Path, policy: ImagePolicy) -> bytes:
     scheme = _SCHEME.match(name) if isinstance(name, str) else None
+    if not name:
+        raise ImageError("the path is empty")
     if scheme is None:
         return read_file(Path(name), policy)
     if scheme[0].lower() == "data:":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from itertools import islice
 from typing import Any, cast
 
@@ -21,20 +21,31 @@ from clip_embed._frames.columns import (
     is_nothing,
     list_names,
     no_images,
+    vectors_or_numbers,
+    warn_replaced,
 )
 from clip_embed._images.source import ImageInput
-from clip_embed.arrow import Column
+from clip_embed.arrow import Column, stamp_text
 
 
-def pick(frame: pd.DataFrame, column: Hashable | None, *wanted: Content) -> tuple[Hashable, Any]:
+def pick(
+    frame: pd.DataFrame, column: Hashable | None, *wanted: Content, dim: int | None = None
+) -> tuple[Hashable, Any]:
     """Return the name and the Series of a column: the one that is named, else the only one that fits.
 
-    `wanted` says what it may hold, in order of preference. Raises ValueError where none or several fit.
+    `wanted` says what it may hold, in order of preference, `dim` which vectors without a stamp are meant,
+    others being numbers. Raises ValueError where none or several fit.
     """
     if column is not None:
         return column, _named(frame, column)
-    contents = [content(series) for series in _all(frame)]
-    place = choose(list(frame.columns), contents, wanted, empty=not len(frame))
+    contents: list[Content] = [_meant(series, dim) for series in _all(frame)]
+    place = choose(
+        list(frame.columns),
+        contents,
+        wanted,
+        empty=not len(frame),
+        look=lambda at: _values(frame.iloc[:, at]),
+    )
     return frame.columns[place], frame.iloc[:, place]
 
 
@@ -52,6 +63,26 @@ def full_name(frame: pd.DataFrame, name: str) -> Hashable:
     return name if levels == 1 else (name, *[""] * (levels - 1))
 
 
+def add(frame: pd.DataFrame, columns: Mapping[str, Any], *, into: bool = False) -> None:
+    """Add results to a frame; warn where they replace what is no earlier result. `into` as there."""
+    earlier: dict[str, bool] = {}
+    kept = {name: frame[full] for name in columns if (full := full_name(frame, name)) in frame.columns}
+    for name, values in columns.items():
+        frame[full_name(frame, name)] = values
+        if name in kept:
+            earlier[name] = _is_alike(kept[name], frame[full_name(frame, name)])
+    if len(kept) < len(columns):  # whole numbers alone do not show that they are groups of ours
+        earlier |= {name: False for name in kept if getattr(kept[name].dtype, "kind", "") == "i"}
+    warn_replaced([name for name in kept if not earlier[name]], into=into)
+
+
+def _is_alike(old: Any, new: Any) -> bool:  # noqa: ANN401 - two Series, or a frame where a name stands twice
+    if isinstance(old, pd.DataFrame):
+        return False
+    kinds = [isinstance(cast("object", each.dtype), pd.CategoricalDtype) for each in (old, new)]
+    return all(kinds) or old.dtype == new.dtype or content(old) == content(new) == "vectors"
+
+
 def content(series: Any) -> Content:  # noqa: ANN401 - a Series
     """Say what a column holds, by its type and where that does not tell by its first values."""
     dtype = series.dtype
@@ -62,9 +93,24 @@ def content(series: Any) -> Content:  # noqa: ANN401 - a Series
         return "nothing"
     if kind is not None:
         return kind
-    return content_of_values(
-        list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
-    )
+    return content_of_values(_values(series))
+
+
+def _values(series: Any) -> list[object]:  # noqa: ANN401
+    """Return some values of a column that stand for something."""
+    return list(islice((value for value in series.array if not is_missing(value)), LOOKED_AT))
+
+
+def _meant(series: Any, dim: int | None) -> Content:  # noqa: ANN401
+    """Return `content`, lists of floats that are no vectors of ours told from those that are."""
+    kind = content(series)
+    if kind != "vectors":
+        return kind
+    dtype = getattr(series.dtype, "pyarrow_dtype", None)
+    size = getattr(dtype, "list_size", None)
+    if size is None:
+        size = next((len(value) for value in series.array if not is_missing(value)), None)
+    return vectors_or_numbers(dtype is not None and stamp_text(dtype) is not None, size, dim)
 
 
 def images_of(series: Any, where: str) -> Generator[tuple[Rows, ImageInput]]:  # noqa: ANN401
@@ -112,6 +158,8 @@ def _all(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def _named(frame: pd.DataFrame, column: Hashable) -> Any:  # noqa: ANN401
+    if isinstance(column, (list, pd.Index)):
+        raise TypeError(f"column must be the name of one column, not {column!r}: column={column[0]!r}")
     if column not in frame.columns:
         raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
     found: Any = frame[column]

@@ -11,7 +11,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._frames.pictures import Scatter, draw_map
 from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import the_embedder
-from clip_embed_pandas._columns import first_images, full_name, is_missing, pick
+from clip_embed_pandas._columns import add, first_images, is_missing, pick
 from clip_embed_pandas._vectors import Data, as_frame, compared
 
 
@@ -30,7 +30,7 @@ def project(
     """
     points = project_rows(compared(data, column, the_embedder(embedder)), method)
     frame = as_frame(data)
-    frame[full_name(frame, "x")], frame[full_name(frame, "y")] = points[:, 0], points[:, 1]
+    add(frame, {"x": points[:, 0], "y": points[:, 1]})
     return frame
 
 

@@ -23,7 +23,7 @@ Data: TypeAlias = "pd.DataFrame | pd.Series[Any]"
 def compared(data: Data, column: Hashable | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors of a frame that are to be compared: those it has, or those of its images."""
     if isinstance(data, pd.DataFrame):
-        name, series = pick(data, column, "vectors", "images")
+        name, series = pick(data, column, "vectors", "images", "numbers", dim=clip.dim)
         where = f"column {name!r}"
     else:
         series, where = data, "the column"
@@ -53,7 +53,7 @@ def to_numpy(data: Data, column: Hashable | None = None) -> Float32:
 
     Where the column has NA or came in parts (after `pd.concat`) it is a copy, with NaN for NA.
     """
-    name, series = pick(as_frame(data), column, "vectors")
+    name, series = pick(as_frame(data), column, "vectors", "numbers")
     vectors: Any = vector_column(series)
     if vectors is None:
         raise TypeError(f"column {name!r} of {series.dtype} holds no vectors")

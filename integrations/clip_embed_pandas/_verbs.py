@@ -11,17 +11,17 @@ import pandas as pd
 
 from clip_embed import ClipEmbedder
 from clip_embed._classify import Labels, read_labels
+from clip_embed._frames.columns import ERROR, check_into
 from clip_embed._frames.session import check_text, image_vector, text_vector, the_embedder
 from clip_embed._images.source import ImageInput
 from clip_embed._ranking import check_count, group_alike
 from clip_embed._templates import DEFAULT_TEMPLATES
 from clip_embed._types import Float32
-from clip_embed_pandas._columns import full_name, pick, vector_column
+from clip_embed_pandas._columns import add, content, full_name, pick, vector_column
 from clip_embed_pandas._gallery import Gallery, as_gallery
 from clip_embed_pandas._vectors import Data, as_frame, compared, embed_series
 
 Query: TypeAlias = "ImageInput | npt.NDArray[np.floating] | Sequence[float]"
-_ERROR = "_error"
 
 
 @overload
@@ -59,15 +59,16 @@ def embed(
     where an image failed. `into` + "_error" has the reason, NA where there is none; `failures` lists them.
     A column of images gives the column of vectors alone, under its own name and index.
 
-    Raises ValueError where no or several columns hold images, TypeError for a column that cannot.
+    Raises ValueError where no or several columns hold images or `into` is that column, TypeError for a column
+    that cannot.
     """
     clip = the_embedder(embedder)
     if isinstance(data, pd.DataFrame):
         name, series = pick(data, column, "images")
+        check_into(into, None if content(series) == "vectors" else name)
         vectors, reasons = embed_series(series, clip, f"column {name!r}")
         result = data.copy(deep=False)
-        result[full_name(data, into)] = vectors
-        result[full_name(data, into + _ERROR)] = pd.array(reasons, "string")
+        add(result, {into: vectors, into + ERROR: pd.array(reasons, "string")}, into=True)
         return result
     return pd.Series(embed_series(data, clip, "the column")[0], index=data.index, name=data.name)
 
@@ -100,7 +101,8 @@ def search(
 
     >>> df.clip.search("red car", k=5)    # a gallery in a notebook, else a DataFrame like any other
 
-    `column` as in `score`. Equal scores keep the order of the frame; rows without a vector never match.
+    `column` as in `score`, `into` is the name of the new column. Equal scores keep the order of the frame;
+    rows without a vector never match.
     """
     clip = the_embedder(embedder)
     check_text(text)
@@ -150,9 +152,8 @@ def classify(
     codes = np.where(vectors.valid, found.probabilities.argmax(axis=1), -1)
     result = as_frame(data)
     labels_of = cast("Any", pd.Categorical).from_codes(codes, categories=list(found.labels))
-    result[full_name(result, "label")] = labels_of
     shares = np.where(vectors.valid, found.probabilities.max(axis=1), np.float32(np.nan))
-    result[full_name(result, "probability")] = shares
+    add(result, {"label": labels_of, "probability": shares})
     return as_gallery(result, score="probability", texts=("label",), policy=clip.policy)
 
 
@@ -197,7 +198,7 @@ def duplicates(
     vectors = compared(data, column, clip)
     rows, groups, cosines = group_alike(vectors.units(), vectors.valid, threshold)
     result = as_frame(data).iloc[rows]
-    result[full_name(result, "group")], result[full_name(result, "score")] = groups, cosines
+    add(result, {"group": groups, "score": cosines})
     return as_gallery(result, score="score", texts=("group",), policy=clip.policy)
 
 
@@ -220,7 +221,7 @@ def failures(
         reasons = pd.Series(pd.array(found, "string"), index=frame.index)
     failed = reasons.notna().to_numpy(bool)
     result = frame.iloc[np.flatnonzero(failed)].copy()
-    result[full_name(result, "reason")] = reasons.array[failed]
+    add(result, {"reason": reasons.array[failed]})
     return result
 
 
@@ -241,10 +242,11 @@ def _rank(
 ) -> Gallery:
     """Return the k rows most like a unit vector; `names` are the column, where the score goes, and whose."""
     column, into, clip = names
+    check_into(into, None)
     k = check_count(k)
     places, cosines = compared(data, column, clip).most_alike(query(), k)
     result = as_frame(data).iloc[places]
-    result[full_name(result, into)] = cosines
+    add(result, {into: cosines}, into=True)
     return as_gallery(result, score=into, policy=clip.policy)
 
 
@@ -261,5 +263,5 @@ def _error_name(name: Hashable) -> Hashable:
     """Return the name of the column with the reasons that belongs to one of vectors."""
     if isinstance(name, tuple):  # one of a MultiIndex
         first, *others = cast("tuple[Hashable, ...]", name)
-        return (f"{first}{_ERROR}", *others)
-    return f"{name}{_ERROR}"
+        return (f"{first}{ERROR}", *others)
+    return f"{name}{ERROR}"

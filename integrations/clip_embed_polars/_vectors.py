@@ -16,6 +16,7 @@ from clip_embed._frames.columns import (
     is_nothing,
     list_names,
     no_images,
+    vectors_or_numbers,
 )
 from clip_embed._frames.embedding import Bools
 from clip_embed._frames.vectors import VectorColumn, open_vectors
@@ -63,15 +64,21 @@ def to_vectors(series: pl.Series, clip: ClipEmbedder, where: str, owner: object)
     return open_vectors(polars_column(series), clip, where, owner)
 
 
-def pick(frame: pl.DataFrame, column: str | None, *wanted: Content) -> pl.Series:
-    """Return the column that is named, else the only one that fits; ValueError where there is none."""
+def pick(frame: pl.DataFrame, column: str | None, *wanted: Content, dim: int | None = None) -> pl.Series:
+    """Return the column that is named, else the only one that fits; ValueError where there is none.
+
+    `dim` says which vectors without a stamp are meant, others being numbers.
+    """
     if column is not None:
         if column not in frame.columns:
             raise ValueError(f"there is no column {column!r}; the columns are {list_names(frame.columns)}")
         return frame[column]
     series = frame.get_columns()
-    contents = [content(each) for each in series]
-    return series[choose(frame.columns, contents, wanted, empty=not len(frame))]
+    contents: list[Content] = [_meant(each, dim) for each in series]
+    chosen = choose(
+        frame.columns, contents, wanted, empty=not len(frame), look=lambda at: _values(series[at])
+    )
+    return series[chosen]
 
 
 def first_images(frame: pl.DataFrame) -> pl.Series | None:
@@ -92,7 +99,24 @@ def content(series: pl.Series) -> Content:
         return "images" if {"bytes", "path"} & {field.name for field in dtype.fields} else "other"
     if not _is_open(dtype):
         return "other"
-    return content_of_values(list(islice((value for value in series if not is_nothing(value)), LOOKED_AT)))
+    return content_of_values(_values(series))
+
+
+def _values(series: pl.Series) -> list[object]:
+    """Return some values of a column that stand for something."""
+    return list(islice((value for value in series if not is_nothing(value)), LOOKED_AT))
+
+
+def _meant(series: pl.Series, dim: int | None) -> Content:
+    """Return `content`, lists of floats that are no vectors of ours told from those that are."""
+    kind = content(series)
+    if kind != "vectors":
+        return kind
+    dtype: Any = series.dtype
+    is_extension = isinstance(dtype, pl.BaseExtension)
+    plain = series.ext.storage() if is_extension else series
+    size = next((len(value) for value in plain if value is not None), None)
+    return vectors_or_numbers(is_extension and dtype.ext_name() == NAME, size, dim)
 
 
 def check_images(series: pl.Series, where: str) -> pl.Series:

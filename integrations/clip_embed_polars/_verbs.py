@@ -10,7 +10,7 @@ import polars as pl
 
 from clip_embed import ClipEmbedder
 from clip_embed._classify import Labels, read_labels
-from clip_embed._frames.columns import image_items
+from clip_embed._frames.columns import ERROR, check_into, image_items, warn_replaced
 from clip_embed._frames.embedding import embed_images_of
 from clip_embed._frames.ranking import Method, project_rows
 from clip_embed._frames.session import check_text, image_vector, text_vector, the_embedder
@@ -21,7 +21,6 @@ from clip_embed._types import Float32
 from clip_embed_polars._vectors import check_images, content, pick, to_series, to_vectors, vector_dtype
 
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
-_ERROR = "_error"
 
 
 def embed(
@@ -41,14 +40,16 @@ def embed(
     Raises ValueError where no or several columns hold images, TypeError for a column that cannot.
     """
     clip = the_embedder(embedder)
+    check_into(into, None)
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         series = pick(batch, column, "images")
+        check_into(into, None if content(series) == "vectors" else series.name)
         vectors, reasons = embed_series(series.alias(into), clip, f"column {series.name!r}")
         return batch.with_columns(vectors, reasons)
 
-    adds = {into: vector_dtype(clip), into + _ERROR: pl.String()}
-    return _apply(frame, work, adds, streamable=column is not None)
+    adds = {into: vector_dtype(clip), into + ERROR: pl.String()}
+    return _apply(frame, work, adds, into=True, streamable=column is not None)
 
 
 def score(
@@ -198,13 +199,14 @@ def failures(
     which costs nothing for images that were embedded before.
     """
     names = [column] if column is not None else frame.columns
-    found = [name for name in names if name + _ERROR in frame.columns and content(frame[name]) == "vectors"]
+    found = [name for name in names if name + ERROR in frame.columns and content(frame[name]) == "vectors"]
     if len(found) == 1:
-        reasons = frame[found[0] + _ERROR]
-        frame = frame.drop(found[0], found[0] + _ERROR)
+        reasons = frame[found[0] + ERROR]
+        frame = frame.drop(found[0], found[0] + ERROR)
     else:
         series = pick(frame, column, "images")
         reasons = embed_series(series, the_embedder(embedder), f"column {series.name!r}", warn=False)[1]
+    _warn_foreign(dict(frame.schema), {"reason": pl.String()}, into=False)
     return frame.with_columns(reasons.alias("reason")).filter(pl.col("reason").is_not_null())
 
 
@@ -241,7 +243,7 @@ def embed_series(
     """Return the vectors of a column of images, under its name, and why each image failed."""
     items = image_items(check_images(series, where))
     rows, valid, reasons = embed_images_of(items, len(series), clip, warn=warn)
-    return to_series(series.name, rows, valid, clip), pl.Series(series.name + _ERROR, reasons, pl.String)
+    return to_series(series.name, rows, valid, clip), pl.Series(series.name + ERROR, reasons, pl.String)
 
 
 def _apply(
@@ -249,31 +251,54 @@ def _apply(
     work: Callable[[pl.DataFrame], pl.DataFrame],
     adds: dict[str, Any],
     *,
+    into: bool = False,
     streamable: bool = False,
 ) -> Frame:
-    """Do it now, or when a lazy frame is collected; `adds` are the columns that it gets."""
+    """Do it now, or when a lazy frame is collected; `adds` are the columns that it gets.
+
+    Warns where they replace what is no earlier result; `into` says whether the caller may name them.
+    """
     if isinstance(frame, pl.DataFrame):
-        return work(frame)
+        result = work(frame)
+        _warn_foreign(dict(frame.schema), adds, into=into)
+        return result
+    _warn_foreign(dict(frame.collect_schema()), adds, into=into)
     schema = {**frame.collect_schema(), **adds}
     return frame.map_batches(work, schema=cast("Any", schema), streamable=streamable)
+
+
+def _warn_foreign(columns: dict[str, Any], adds: dict[str, Any], *, into: bool = False) -> None:
+    """Warn of columns that are replaced and are not of the type of our own, or whole numbers alone."""
+    kept = [name for name in adds if name in columns]
+    alone = len(kept) < len(adds)
+    foreign = [
+        name
+        for name in kept
+        if type(columns[name]) is not type(adds[name]) or (alone and columns[name].is_integer())
+    ]
+    warn_replaced(foreign, into=into)
 
 
 def _rank(
     frame: Frame, query: Callable[[], Float32], k: int, names: tuple[str | None, str, ClipEmbedder]
 ) -> Frame:
     column, into, clip = names
+    check_into(into, None)
     k = check_count(k)
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         places, cosines = _compared(batch, column, clip).most_alike(query(), k)
         return batch[places].with_columns(pl.Series(into, cosines, pl.Float32))
 
-    return _apply(frame, work, {into: pl.Float32()})
+    return _apply(frame, work, {into: pl.Float32()}, into=True)
 
 
 def _compared(data: pl.DataFrame | pl.Series, column: str | None, clip: ClipEmbedder) -> VectorColumn:
     """Return the vectors that are to be compared: those that are there, or those of the images."""
-    series = data if isinstance(data, pl.Series) else pick(data, column, "vectors", "images")
+    if isinstance(data, pl.Series):
+        series = data
+    else:
+        series = pick(data, column, "vectors", "images", "numbers", dim=clip.dim)
     where = f"column {series.name!r}"
     vectors = to_vectors(series, clip, where, owner=data)
     if vectors is not None:

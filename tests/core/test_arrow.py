@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -174,3 +174,10 @@ def _png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_list_is_no_column(clip: ClipEmbedder) -> None:
+    """The error says how to make one."""
+    for verb in (embed_images, prepare):
+        with pytest.raises(TypeError, match=r"a column of Arrow, not list: pyarrow\.array"):
+            verb(cast("Any", ["a.jpg"]), clip)

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -72,8 +73,10 @@ def test_a_permission_may_be_tried_again(png: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "it is a folder"),
+        ("", "the path is empty"),
         (".", "it is a folder"),
+        ("~/a.jpg", "no such file; ~ is not expanded: give the whole path"),
+        ("file:///a.jpg", "no such file; file: URLs are not read: give the path alone"),
         ("a\0b.jpg", "null byte"),
         ("x" * 5000, "cannot read the file: File name too long"),
         ("\ud800.jpg", "no such file|surrogates not allowed"),
@@ -125,6 +128,21 @@ def test_roots_keep_out_what_lies_elsewhere(png: Path) -> None:
         assert fails(source, ImagePolicy(roots=[root])).reason == "the file lies outside the policy's roots"
     (png.parent / "inner.png").symlink_to(png)
     assert reads(png.parent / "inner.png", ImagePolicy(roots=[png.parent]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_pixels": "big"}, "max_pixels must be a whole number, not 'big'"),
+        ({"max_bytes": 1.5}, "max_bytes must be a whole number, not 1.5"),
+        ({"max_seconds": None}, "max_seconds must be a number, not None"),
+        ({"background": "red"}, "background must be three whole numbers, not 'red'"),
+    ],
+)
+def test_values_of_another_type_are_named(wrong: dict[str, Any], message: str) -> None:
+    """The error says which value, and what it must be."""
+    with pytest.raises(TypeError, match=message):
+        ImagePolicy(**wrong)
 
 
 def test_max_bytes_holds_for_files_and_bytes(png: Path) -> None:

@@ -130,6 +130,9 @@ def test_copies_come_in_groups(clip: ClipEmbedder) -> None:
     assert duplicates(clip, images, threshold=0.999).groups == ((1, 3, 4),)
     assert duplicates(clip, rows(5, 0)).groups == ()
     assert duplicates(clip, np.empty((0, 16), np.float32)).groups == ()
+    for threshold in ("img", 2):
+        with pytest.raises(ValueError, match="threshold is a cosine similarity from -1 to 1, not"):
+            duplicates(clip, rows(5, 0), threshold=threshold)  # type: ignore[arg-type]
 
 
 @settings(max_examples=30, deadline=None)
