@@ -66,6 +66,12 @@ class Progress:
                 self._began, self.done, self.failed = time.monotonic(), 0, 0
             self._works += 1
 
+    def leave_out(self) -> None:
+        """Leave the time so far out of the rate: it went into loading a model. Not once images are done."""
+        with self._lock:
+            if self._works and not self.done:
+                self._began = time.monotonic()
+
     def add(self, images: int, failed: int = 0) -> None:
         """Note that so many more images are done, those that failed included."""
         with self._lock:

@@ -1,6 +1,7 @@
 """The command `clip-embed`.
 
-Exit code 0: done, 1: failed in part or whole, 2: wrong usage, 130: Ctrl-C, 143: SIGTERM.
+Exit code 0: done, 1: failed in part or whole, 2: wrong usage, 130: Ctrl-C, 141: nobody reads the output any
+more, 143: SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 from clip_embed import ClipEmbedder, ClipEmbedError, ImageBatchError, MissingExtra, __version__, fit_relevance
 from clip_embed._cli import moving
 from clip_embed._cli.classify import classify
+from clip_embed._cli.endings import leave_closed_pipe, plain_warnings
 from clip_embed._cli.evaluate import evaluate
 from clip_embed._cli.fewshot import FEWSHOT_COMMANDS
 from clip_embed._cli.folder import embed_folder, json_option, model_option, report_failures
@@ -42,13 +44,21 @@ _EXTRAS = {"duckdb": "duckdb", "prompt_toolkit": "shell", "pygments": "shell"}
 class _Group(click.Group):
     """Shows an error of the library as one message, without a traceback."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:  # noqa: ANN401 - as in click
+        try:
+            return super().make_context(*args, **options)
+        except BrokenPipeError:  # of --help
+            leave_closed_pipe()
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as in click
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a file name or a line need not fit the terminal
         try:
-            with orderly_end():
-                return super().invoke(ctx)
+            with orderly_end(), plain_warnings():
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
         except Stopped as stopped:
             sys.exit(stopped.exit_code)
         except ModuleNotFoundError as error:
@@ -60,8 +70,8 @@ class _Group(click.Group):
         except ImageBatchError as error:  # its text says what a program could do
             lines = [f"{failure.source}: {failure.reason}" for failure in error.failures]
             raise click.ClickException("\n  ".join(lines)) from error
-        except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
-            raise
+        except BrokenPipeError:  # whoever read the output has seen enough
+            leave_closed_pipe()
         except (ClipEmbedError, OSError) as error:
             raise click.ClickException(str(error)) from error
 

@@ -77,6 +77,9 @@ class Runner:
         self._outcomes = Outcomes()
         if (slot := find_slot(connection)) is not None:
             slot.outcomes = self._outcomes
+            if slot.state is not None and sys.stderr.isatty():
+                line = f"Loading {slot.state.embedder.name} …"
+                slot.state.before_loading = lambda: click.echo(line, err=True)
 
     def run(self, script: str) -> bool:
         """Run the statements of a script; at the first that fails, say which and why and return False.

@@ -50,6 +50,7 @@ class Call:
         images = ImageColumn(self.slot, self.state, len(column), *parts, self.fail, outcomes)
         if images.left:
             self.state.load()
+            self.slot.progress.leave_out()
             self.state.stream.run(images, self.check)
         return images.vectors
 

@@ -39,6 +39,13 @@ _VALUES = {
     "clip_score": "1::FLOAT - distance",
     "clip_sim": "{'distance': distance, 'score': 1::FLOAT - distance}",
 }
+# The column of a name, whatever its case. DuckDB works it out as it binds the statement; where there is none,
+# it looks for a column called what we have to say, and says that there is no such.
+_PICK = """COLUMNS(CASE WHEN len(list_filter((*), lambda name: lower(name) = lower({name}))) > 0
+            THEN list_filter((*), lambda name: lower(name) = lower({name}))
+            ELSE [tbl || ' has no column ' || {name} || '; it has ' || array_to_string({all}, ', ')] END)"""
+_IMAGE = _PICK.format(name="img", all="(*)")
+_RESCORED = _PICK.format(name="coalesce(rescore::VARCHAR, img)", all="(*)[2:]")  # the first is our score
 # Inside out: score all rows and keep the best k, of which DuckDB reads the other columns only now
 # (Top N); score these again where asked to; drop those without a score, which came last.
 # A column of the table that is called score becomes score_1: of the two, ours stands first.
@@ -48,11 +55,11 @@ SELECT * EXCLUDE (score), score
 FROM (
     SELECT
         CASE WHEN rescore IS NULL THEN score ELSE clip_score(
-            COLUMNS(lambda name: lower(name) = lower(coalesce(rescore, img))), query
+            {_RESCORED}, query
         ) END AS score,
         * EXCLUDE (score)
     FROM (
-        SELECT clip_score(COLUMNS(lambda name: lower(name) = lower(img)), query) AS score, *
+        SELECT clip_score({_IMAGE}, query) AS score, *
         FROM query_table(tbl)
         ORDER BY 1 DESC NULLS LAST
         LIMIT CASE WHEN rescore IS NULL THEN k ELSE {_CANDIDATES} * k END

@@ -31,6 +31,8 @@ class State:
         self.embedder = embedder
         self.on_error: OnError = on_error
         self.stream = SharedStream(embedder)
+        self.before_loading: Callable[[], object] = lambda: None
+        """Called once, as the weights are about to be loaded."""
         self._lock = threading.Lock()
         self._loaded = False
         self._failure: str | None = None
@@ -44,6 +46,7 @@ class State:
             if self._failure is not None:
                 raise ModelError(self._failure)
             if not self._loaded:
+                self.before_loading()
                 try:
                     self.embedder.load()
                 except (ClipEmbedError, OSError, RuntimeError, ValueError, MemoryError) as error:
