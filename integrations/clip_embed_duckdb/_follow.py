@@ -125,26 +125,33 @@ class _SideTarget:
         return int(str(rows)), int(str(waiting))
 
     def read(self, rows: int) -> pa.Table | None:
-        """Return (key, image) of images that have no row beside them."""
+        """Return (key, image, mark) of images that have no row beside them."""
+        key, image = self._key.sql, self._image.sql
         found = self._con.sql(
-            f"SELECT {self._key.sql}, {self._image.sql} FROM {self._table} "
-            f"WHERE {self._key.sql} IN ({self._missing()} LIMIT {rows})"
+            f"SELECT {key}, {image}, hash({image}) FROM {self._table} "
+            f"WHERE {key} IN ({self._missing()} LIMIT {rows})"
         ).to_arrow_table()
         return found if len(found) else None
 
-    def write(self, keys: Any, vectors: Vectors) -> None:  # noqa: ANN401 - a pa.Array
-        """Add a row for each image."""
-        good = np.flatnonzero(vectors.valid)
+    def write(self, keys: Any, marks: Any, vectors: Vectors) -> tuple[int, int]:  # noqa: ANN401 - pa.Arrays
+        """Add a row for each image that is still the one that was read, and that has none by now."""
+        good = pa.array(np.flatnonzero(vectors.valid))
+        done = self._insert(_VECTOR, keys.take(good), marks.take(good), stored_form(vectors, "FLOAT"))
         bad = pa.array(list(vectors.reasons), pa.int64())
-        for rows, name, values in (
-            (pa.array(good), _VECTOR, stored_form(vectors, "FLOAT")),
-            (bad, _ERROR, pa.array(vectors.reasons.values(), pa.string())),
-        ):
-            if len(rows):
-                with arrow_view(self._con, {"key": keys.take(rows), "value": values}) as view:
-                    self._con.execute(
-                        f"INSERT INTO {self._side} ({self._key.sql}, {name}) SELECT key, value FROM {view}"
-                    )
+        reasons = pa.array(vectors.reasons.values(), pa.string())
+        return done, self._insert(_ERROR, keys.take(bad), marks.take(bad), reasons)
+
+    def _insert(self, name: str, keys: Any, marks: Any, values: Any) -> int:  # noqa: ANN401 - pa.Arrays
+        if not len(keys):
+            return 0
+        key, image = self._key.sql, self._image.sql
+        with arrow_view(self._con, {"key": keys, "mark": marks, "value": values}) as view:
+            rows = self._con.execute(
+                f"INSERT INTO {self._side} ({key}, {name}) SELECT c.key, c.value FROM {view} AS c "
+                f"JOIN {self._table} AS t ON t.{key} = c.key AND hash(t.{image}) = c.mark "
+                f"ANTI JOIN {self._side} AS s ON s.{key} = c.key"
+            ).fetchall()
+        return int(rows[0][0])
 
     def _missing(self) -> str:
         key, image = self._key.sql, self._image.sql
