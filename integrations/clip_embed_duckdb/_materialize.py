@@ -15,7 +15,8 @@ from clip_embed._progress import Progress
 from clip_embed._stamp import MIN_COSINE, check_stamp
 from clip_embed_duckdb._chunks import Embedding, arrow_view, rare_checkpoints, transaction
 from clip_embed_duckdb._columns import plain
-from clip_embed_duckdb._stamps import find_embedder, read_stamp, write_stamp
+from clip_embed_duckdb._spaces import read_stamp
+from clip_embed_duckdb._stamps import find_embedder, write_stamp
 from clip_embed_duckdb._stored import Vectors, stored_form, stored_vectors
 from clip_embed_duckdb._tables import Column, Table, ask, find_table
 

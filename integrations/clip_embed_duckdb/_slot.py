@@ -32,6 +32,7 @@ class State:
         self.stream = SharedStream(embedder)
         self._lock = threading.Lock()
         self._loaded = False
+        self.spaces = set[str]()  # those whose vectors are known to be the embedder's own
         self._failure: str | None = None
 
     def load(self) -> ClipEmbedder:
