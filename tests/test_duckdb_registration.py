@@ -15,6 +15,7 @@ from clip_embed.testing import FakeModel
 from clip_embed_duckdb import register, unregister
 
 NAMES = {
+    "_clip_fits",
     "_clip_query",
     "clip_embedding",
     "clip_error",

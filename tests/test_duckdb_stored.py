@@ -222,7 +222,7 @@ def test_macros_that_lose_their_functions(
         register(cursor, ClipEmbedder(FakeModel()))
         monkeypatch.setattr(duckdb.DuckDBPyConnection, "remove_function", remove_and_look)
         unregister(con)
-    assert len(said) == 11
+    assert len(said) == 12
     assert set(said) == {"Catalog Error: Scalar Function with name _clip_query does not exist"}
 
 

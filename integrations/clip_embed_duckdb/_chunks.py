@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 import duckdb
 import numpy as np
@@ -28,18 +29,28 @@ _MOST_BYTES = 256 * 1024 * 1024  # of the images in one chunk
 _SHORTEST, _LONGEST = 2.0, 60.0  # seconds of work that one chunk may lose
 _SHARE = 20  # a chunk works so many times as long as reading and writing it takes
 _LOG = "1.0 GiB"  # as DuckDB shows it
+_PATIENCE = 10.0  # seconds for which the transaction of another connection may hold rows
+_PAUSE = 0.02
+_FRUITLESS = 5  # chunks in a row of which others changed every row
 _NO_IMAGE = "it has neither bytes nor a path"
+_T = TypeVar("_T")
 
 
 class Target(Protocol):
     """Where the images come from and their vectors go."""
 
     def read(self, rows: int) -> pa.Table | None:
-        """Return the next images that have neither vector nor error, as (key, image); None for no more."""
+        """Return the next images that have neither vector nor error; None for no more.
+
+        The columns are the key, the image and a mark that is another one once the image is.
+        """
         ...
 
-    def write(self, keys: Column, vectors: Vectors) -> None:
-        """Keep the vectors of valid rows, and the reasons of failed ones."""
+    def write(self, keys: Column, marks: Column, vectors: Vectors) -> tuple[int, int]:
+        """Keep the vectors of valid rows, and the reasons of failed ones; return how many of each.
+
+        Rows that have changed since they were read are left out.
+        """
         ...
 
 
@@ -69,7 +80,7 @@ class Embedding:
     def embed(self, column: Column) -> Vectors:
         """Embed a column of images; each row has a vector, a reason or is NULL."""
         with self._slot.running() as check:
-            return self._embed(plain(column), Tally(), check)
+            return self._embed(plain(column), check)
 
     def check_column(self, column: Column, name: str) -> None:
         """Raise ClipEmbedError unless a column, which may be empty, is of images."""
@@ -80,8 +91,9 @@ class Embedding:
             )
 
     def run(self, con: duckdb.DuckDBPyConnection, target: Target, progress: Progress) -> Tally:
-        """Embed all that the target gives, each chunk in a transaction of its own.
+        """Embed all that the target gives, in chunks that are read and written each in a short transaction.
 
+        None is open while a chunk is embedded: DuckDB would take back what others commit meanwhile.
         Raises duckdb.InterruptException after `con.interrupt()`, as a query would.
         """
         self._slot.progress = self._bar = progress
@@ -94,30 +106,33 @@ class Embedding:
             ) from None
 
     def _run(self, con: duckdb.DuckDBPyConnection, target: Target, check: Callable[[], None]) -> Tally:
-        tally, rows = Tally(), _FIRST_ROWS
+        tally, rows, fruitless = Tally(), _FIRST_ROWS, 0
         self._state.load()
-        while True:
+        while fruitless < _FRUITLESS:  # else a row that goes on changing would keep it here for ever
             check()
             began = time.monotonic()
             with transaction(con):
                 chunk = target.read(rows)
-                if chunk is None:
-                    return tally
-                keys, images = chunk.columns
-                read = time.monotonic()
-                vectors = self._embed(plain(images), tally, check)
-                embedded = time.monotonic()
-                target.write(plain(keys), vectors)
-            tally.done += int(vectors.valid.sum())
+            if chunk is None:
+                break
+            keys, images, marks = chunk.columns
+            read = time.monotonic()
+            vectors = self._embed(plain(images), check)
+            embedded = time.monotonic()
+            write = partial(target.write, plain(keys), plain(marks), vectors)
+            done, failed = write_patiently(con, write, check)
+            tally.done += done
+            tally.failed += failed
+            fruitless = 0 if done + failed else fruitless + 1
             cost = time.monotonic() - embedded + read - began
             seconds = min(max(_SHORTEST, _SHARE * cost), _LONGEST)
             wanted = int(len(keys) * seconds / max(embedded - read, 0.001))
             fits = int(_MOST_BYTES / max(images.nbytes / len(images), 1))
             rows = max(1, min(wanted, 4 * rows, fits, _MOST_ROWS))
+        return tally
 
-    def _embed(self, column: Column, tally: Tally, check: Callable[[], None]) -> Vectors:
-        def fail(rows: list[int], _: str | None, reason: str) -> None:
-            tally.failed += len(rows)
+    def _embed(self, column: Column, check: Callable[[], None]) -> Vectors:
+        def fail(rows: list[int], _: str | None, __: str) -> None:
             self._bar.fail(len(rows))
 
         blobs, paths = cast("tuple[Any, Any]", blobs_and_paths(column))
@@ -129,6 +144,28 @@ class Embedding:
             images.vectors.reasons.update(dict.fromkeys(nothing, _NO_IMAGE))
             fail(nothing, None, _NO_IMAGE)
         return images.vectors
+
+
+def write_patiently(con: duckdb.DuckDBPyConnection, write: Callable[[], _T], check: Callable[[], None]) -> _T:
+    """Write in a transaction, again where another connection changed the same rows at that moment.
+
+    Raises duckdb.TransactionException where the transaction of another holds them for longer.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with transaction(con):
+                return write()
+        except (duckdb.TransactionException, duckdb.ConstraintException) as error:
+            if isinstance(error, duckdb.ConstraintException) and "Duplicate key" not in str(error):
+                raise
+            if time.monotonic() >= end:
+                raise duckdb.TransactionException(
+                    "another connection has changed the same rows and not committed it; what is committed "
+                    f"here stays, and the next call goes on from there ({str(error).splitlines()[0]})"
+                ) from error
+        check()
+        time.sleep(_PAUSE)
 
 
 @contextmanager

@@ -11,13 +11,23 @@ import pyarrow as pa
 
 from clip_embed import ClipEmbedder, ClipEmbedError
 from clip_embed._progress import Progress
-from clip_embed_duckdb._chunks import Embedding, arrow_view, rare_checkpoints, transaction
+from clip_embed_duckdb._chunks import (
+    Embedding,
+    arrow_view,
+    rare_checkpoints,
+    transaction,
+    write_patiently,
+)
 from clip_embed_duckdb._materialize import Materialized, check_vectors, image_column, writable_table
 from clip_embed_duckdb._stamps import find_embedder, write_stamp
 from clip_embed_duckdb._stored import Vectors, stored_form
-from clip_embed_duckdb._tables import Column, Table, ask, quote
+from clip_embed_duckdb._tables import Column, Table, ask, quote, text
 
 _VECTOR, _ERROR = "emb", "emb_error"
+_TRIGGERS = """
+SELECT trigger_name, sql FROM duckdb_triggers()
+WHERE database_name = ? AND schema_name = ? AND table_name = ? AND starts_with(trigger_name, ?) ORDER BY ALL
+"""
 
 
 def follow(
@@ -40,16 +50,23 @@ def follow(
     The table `into`, by default `<table>_emb` in the same schema, has the columns `key`, `emb`
     FLOAT[d] and `emb_error`: a row for each image. The images that are there are embedded as by
     `materialize`: in chunks that are committed, so a second call goes on where the first one ended, and
-    `retry=True` tries again what failed. From then on INSERT, UPDATE, DELETE and TRUNCATE of `table`
-    do the same to `into`, in the same transaction. A failed image gets its reason and does not stop the
-    statement; a path that DuckDB may not read, or a model that cannot be loaded, does.
+    `retry=True` tries again what failed. Where `table` was made anew since (DROP, CREATE OR REPLACE), its
+    triggers are gone or others, and nothing in `into` can be trusted: all images are embedded anew, which
+    the embedder's cache makes quick where it knows them.
+
+    From then on INSERT, UPDATE, DELETE and TRUNCATE of `table` do the same to `into`, in the same
+    transaction. A failed image gets its reason and does not stop the
+    statement; a path that DuckDB may not read, or a model that cannot be loaded, does, and so does a model
+    whose vectors may not stand beside those of `into`: SpaceMismatch names both.
 
     The triggers are in the file and use the functions of clip-embed. After it is reopened, an INSERT
     or UPDATE fails with "Scalar Function with name clip_embedding does not exist" until `register` is
     called. DuckDB 2.0 refuses INSERT … ON CONFLICT DO UPDATE, INSERT OR REPLACE and MERGE INTO for
     tables with such triggers. `DROP TABLE photos_emb CASCADE` ends it all.
 
-    `key` names a column whose values are different in each row; rows whose key is NULL are left out.
+    `key` names a column whose values are different in each row; rows whose key is NULL are left out. A
+    second image of a key is an error of the INSERT or UPDATE (ConstraintException: duplicate key); a second
+    row without an image is not seen there, so give the column a PRIMARY KEY or UNIQUE if you can.
     Raises ClipEmbedError for DuckDB before 2.0, which has no triggers, for a view, a read-only database,
     a missing column or a key that repeats; SpaceMismatch where `into` has vectors of another model.
     """
@@ -68,6 +85,8 @@ def follow(
         rows, waiting = target.count(retry=retry)
         with Progress(f"Embedding {place}", waiting, enabled=progress) as bar:
             tally = work.run(con, target, bar)
+        write_patiently(con, target.tidy, lambda: None)
+        target.check_key()
     skipped = rows - tally.done - tally.failed
     return Materialized(tally.done, tally.failed, max(0, skipped), time.monotonic() - began)
 
@@ -86,7 +105,7 @@ class _SideTarget:
 
     def prepare(self, embedder: ClipEmbedder) -> None:
         """Make the table with its stamp and the triggers. Raises where what is there does not fit."""
-        self._check_key()
+        self.check_key()
         vector = Column(_VECTOR, f"FLOAT[{embedder.dim}]", None)
         wanted = {each.name.lower(): each for each in (self._key, vector, Column(_ERROR, "VARCHAR", None))}
         if len(wanted) < 3:
@@ -101,20 +120,32 @@ class _SideTarget:
             raise ClipEmbedError(
                 f"{self._side} is there, and no table of ({shape}): give another name for into"
             )
-        stamped = bool(found) and check_vectors(self._side, found[_VECTOR], embedder) is not None
-        embedder.stamp()  # takes its time: not within the transaction
+        stamp = check_vectors(self._side, found[_VECTOR], embedder) if found else None
+        space = (stamp or embedder.stamp()).space  # takes its time: not within the transaction
         with transaction(self._con):
             self._con.execute(
                 f"CREATE TABLE IF NOT EXISTS {self._side} ({self._key.sql} {self._key.type} PRIMARY KEY, "
                 f"{_VECTOR} {vector.type}, {_ERROR} VARCHAR)"
             )
-            if not stamped:
+            if stamp is None:
                 write_stamp(self._con, self._side, vector, embedder, f"{self._table.name}.{self._image.name}")
-            for name, event, statement in self._triggers():
+            before = self._read_triggers()
+            for name, event, statement in self._triggers(space):
                 self._con.execute(
                     f"CREATE OR REPLACE TRIGGER {quote(f'{self._side.name}_{name}')} AFTER {event} "
                     f"FOR EACH STATEMENT {statement}"
                 )
+            after = self._read_triggers()
+            if before != after:  # whatever was changed without them, nobody knows
+                self._con.execute(f"DELETE FROM {self._side}")
+
+    def tidy(self) -> None:
+        """Take away what has no image any more: one that was deleted at the moment its vector was written."""
+        key = self._key.sql
+        self._con.execute(
+            f"DELETE FROM {self._side} WHERE {key} NOT IN (SELECT {key} FROM {self._table} "
+            f"WHERE {key} IS NOT NULL AND {self._image.sql} IS NOT NULL)"
+        )
 
     def count(self, *, retry: bool) -> tuple[int, int]:
         """Return the number of rows, and of images to be embedded; to retry, failures are forgotten."""
@@ -125,26 +156,33 @@ class _SideTarget:
         return int(str(rows)), int(str(waiting))
 
     def read(self, rows: int) -> pa.Table | None:
-        """Return (key, image) of images that have no row beside them."""
+        """Return (key, image, mark) of images that have no row beside them."""
+        key, image = self._key.sql, self._image.sql
         found = self._con.sql(
-            f"SELECT {self._key.sql}, {self._image.sql} FROM {self._table} "
-            f"WHERE {self._key.sql} IN ({self._missing()} LIMIT {rows})"
+            f"SELECT {key}, {image}, hash({image}) FROM {self._table} "
+            f"WHERE {key} IN ({self._missing()} LIMIT {rows})"
         ).to_arrow_table()
         return found if len(found) else None
 
-    def write(self, keys: Any, vectors: Vectors) -> None:  # noqa: ANN401 - a pa.Array
-        """Add a row for each image."""
-        good = np.flatnonzero(vectors.valid)
+    def write(self, keys: Any, marks: Any, vectors: Vectors) -> tuple[int, int]:  # noqa: ANN401 - pa.Arrays
+        """Add a row for each image that is still the one that was read, and that has none by now."""
+        good = pa.array(np.flatnonzero(vectors.valid))
+        done = self._insert(_VECTOR, keys.take(good), marks.take(good), stored_form(vectors, "FLOAT"))
         bad = pa.array(list(vectors.reasons), pa.int64())
-        for rows, name, values in (
-            (pa.array(good), _VECTOR, stored_form(vectors, "FLOAT")),
-            (bad, _ERROR, pa.array(vectors.reasons.values(), pa.string())),
-        ):
-            if len(rows):
-                with arrow_view(self._con, {"key": keys.take(rows), "value": values}) as view:
-                    self._con.execute(
-                        f"INSERT INTO {self._side} ({self._key.sql}, {name}) SELECT key, value FROM {view}"
-                    )
+        reasons = pa.array(vectors.reasons.values(), pa.string())
+        return done, self._insert(_ERROR, keys.take(bad), marks.take(bad), reasons)
+
+    def _insert(self, name: str, keys: Any, marks: Any, values: Any) -> int:  # noqa: ANN401 - pa.Arrays
+        if not len(keys):
+            return 0
+        key, image = self._key.sql, self._image.sql
+        with arrow_view(self._con, {"key": keys, "mark": marks, "value": values}) as view:
+            rows = self._con.execute(
+                f"INSERT INTO {self._side} ({key}, {name}) SELECT c.key, c.value FROM {view} AS c "
+                f"JOIN {self._table} AS t ON t.{key} = c.key AND hash(t.{image}) = c.mark "
+                f"ANTI JOIN {self._side} AS s ON s.{key} = c.key"
+            ).fetchall()
+        return int(rows[0][0])
 
     def _missing(self) -> str:
         key, image = self._key.sql, self._image.sql
@@ -153,33 +191,44 @@ class _SideTarget:
             f"WHERE {key} IS NOT NULL AND {image} IS NOT NULL"
         )
 
-    def _triggers(self) -> list[tuple[str, str, str]]:
-        """Return name, event and statement of each; a statement with two events cannot be one trigger."""
+    def _read_triggers(self) -> list[tuple[object, ...]]:
+        table = self._table
+        return ask(self._con, _TRIGGERS, [table.database, table.schema, table.name, f"{self._side.name}_"])
+
+    def _triggers(self, space: str) -> list[tuple[str, str, str]]:
+        """Return name, event and statement of each; those of an event run in order of their names."""
         key, image, side, table = self._key.sql, self._image.sql, self._side, self._table
-        changed = (
-            f"SELECT n.{key}, n.{image} FROM n LEFT JOIN o ON n.{key} = o.{key} "
-            f"WHERE o.{key} IS NULL OR n.{image} IS DISTINCT FROM o.{image}"
-        )
+        pairs = f"SELECT n.{key}, n.{image} FROM n LEFT JOIN o ON n.{key} = o.{key} WHERE "
+        changed = f"{pairs} o.{key} IS NOT NULL AND n.{image} IS DISTINCT FROM o.{image}"
         gone = f"DELETE FROM {side} WHERE {key} IN (SELECT {key} FROM o)"
         kept = f"(SELECT {key} FROM n WHERE {key} IS NOT NULL AND {image} IS NOT NULL)"
         both = f"UPDATE ON {table} REFERENCING OLD TABLE AS o NEW TABLE AS n"
+        twice = (
+            f"INSERT INTO {side} ({key}, {_ERROR}) "
+            f"SELECT {key}, error({text(f'{table}.{key} does not tell rows apart: ')} || {key}) "
+            f"FROM n WHERE {key} IS NOT NULL GROUP BY {key} HAVING count(*) > 1"
+        )
         return [
-            ("insert", f"INSERT ON {table} REFERENCING NEW TABLE AS n", self._embed("n")),
-            ("update", both, self._embed(f"({changed})")),
+            ("insert", f"INSERT ON {table} REFERENCING NEW TABLE AS n", self._embed("n", space)),
+            ("update", f"UPDATE ON {table} REFERENCING NEW TABLE AS n", twice),
+            ("update_changed", both, self._embed(f"({changed})", space, "OR REPLACE")),
             ("update_gone", both, f"{gone} AND {key} NOT IN {kept}"),
+            ("update_new", both, self._embed(f"({pairs} o.{key} IS NULL)", space)),
             ("delete", f"DELETE ON {table} REFERENCING OLD TABLE AS o", gone),
         ]
 
-    def _embed(self, rows: str) -> str:
-        """Return the statement that embeds rows: one of each key, or the user's own would fail."""
+    def _embed(self, rows: str, space: str, conflict: str = "") -> str:
+        """Return the statement that embeds rows, by the model that made the other vectors alone."""
         key, image = self._key.sql, self._image.sql
+        fits = f"_clip_fits({key}, {text(str(self._side))}, {text(space)})"
         return (
-            f"INSERT OR REPLACE INTO {self._side} SELECT {key}, e.vector, e.error FROM ("
-            f"SELECT DISTINCT ON ({key}) {key}, clip_embedding({image}) AS e FROM {rows} "
-            f"WHERE {key} IS NOT NULL AND {image} IS NOT NULL)"
+            f"INSERT {conflict} INTO {self._side} SELECT {key}, e.vector, e.error FROM ("
+            f"SELECT {key}, clip_embedding({image}) AS e, {fits} AS fits FROM {rows} "
+            f"WHERE {key} IS NOT NULL AND {image} IS NOT NULL) WHERE fits"
         )
 
-    def _check_key(self) -> None:
+    def check_key(self) -> None:
+        """Raise ClipEmbedError where two rows have the same key."""
         key = self._key.sql
         ((repeated,),) = ask(self._con, f"SELECT count({key}) - count(DISTINCT {key}) FROM {self._table}")
         if repeated:

@@ -16,6 +16,7 @@ from clip_embed_duckdb._columns import Column, Kind  # DuckDB evaluates the anno
 from clip_embed_duckdb._embed import Call
 from clip_embed_duckdb._predict import decide, predict
 from clip_embed_duckdb._slot import OnError, Slot
+from clip_embed_duckdb._spaces import fits_space
 from clip_embed_duckdb._stored import Bools, Float32, Vectors
 
 _LABELS = pa.list_(pa.struct([pa.field("label", pa.string()), pa.field("probability", pa.float32())]))
@@ -57,6 +58,9 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
     def clip_embedding(img: Column) -> Column:
         return _run(slot, "clip_embedding", _embedding, img, on_error="null")
 
+    def clip_fits(keys: Column, table: Column, space: Column) -> Column:
+        return _run(slot, "clip_embedding", fits_space, keys, table, space)
+
     def clip_query(function: Column, query: Column) -> Column:
         name = str(function[0]) if len(function) else ""
         return _run(slot, name, _query, query)
@@ -76,6 +80,7 @@ def make_functions(slot: Slot) -> dict[str, tuple[Callable[..., Any], str]]:
         ),
         "clip_error": (clip_error, "VARCHAR"),
         "clip_embedding": (clip_embedding, f"STRUCT(vector {vector}, error VARCHAR)"),
+        "_clip_fits": (clip_fits, "BOOLEAN"),
         "_clip_query": (clip_query, vector),  # the last: see _register._remove
     }
 

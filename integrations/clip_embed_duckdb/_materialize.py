@@ -15,7 +15,8 @@ from clip_embed._progress import Progress
 from clip_embed._stamp import MIN_COSINE, check_stamp
 from clip_embed_duckdb._chunks import Embedding, arrow_view, rare_checkpoints, transaction
 from clip_embed_duckdb._columns import plain
-from clip_embed_duckdb._stamps import find_embedder, read_stamp, write_stamp
+from clip_embed_duckdb._spaces import read_stamp
+from clip_embed_duckdb._stamps import find_embedder, write_stamp
 from clip_embed_duckdb._stored import Vectors, stored_form, stored_vectors
 from clip_embed_duckdb._tables import Column, Table, ask, find_table
 
@@ -33,7 +34,7 @@ class Materialized:
     failed: int
     """Got the reason in place of a vector now."""
     skipped: int
-    """Had a vector or a reason before, or no image."""
+    """Had a vector or a reason before, no image, or another one each time that it was embedded."""
     seconds: float
     """From the first image to the last commit, loading of the model included."""
 
@@ -62,8 +63,12 @@ def materialize(
     registered one unless given; a progress bar shows on a terminal and in a notebook.
 
     Rows are committed in chunks of 2 to 60 seconds of work: Ctrl-C, kill -9 or a power cut lose the
-    last chunk, nothing else. So it cannot run inside a transaction. Where another connection changes
-    the same rows meanwhile, DuckDB raises a TransactionException: call it again.
+    last chunk, nothing else. So it cannot run inside a transaction. Others may read and write the table
+    meanwhile: a row whose image they change is embedded again, one that they change again and again is
+    left to the next call. Where a transaction of theirs that goes on has deleted such rows, it waits for
+    ten seconds and then raises a TransactionException: call it again. One thing is DuckDB's: it takes
+    back, without a word, what an UPDATE changes in a row at the moment at which its vector is written, or
+    in a transaction that is open at that moment.
 
     `storage="int8"` keeps TINYINT[d], a quarter of the size: each vector is scaled so that its largest
     number is ±127, which no cosine notices. See `register` for `clip_search(…, rescore := …)`, which
@@ -188,12 +193,12 @@ class _ColumnTarget:
         return rows, max(0, images - vectors - errors)
 
     def read(self, rows: int) -> pa.Table | None:
-        """Return (rowid, image) of the next images; the second look from the start finds moved rows."""
+        """Return (rowid, image, mark) of the next images; the second look from the start finds moved rows."""
+        image = self._image.sql
         while True:
             found: pa.Table = self._con.sql(
-                f"SELECT rowid, {self._image.sql} FROM {self._table} WHERE rowid > {self._last} "
-                f"AND {self._vector.sql} IS NULL AND {self._error.sql} IS NULL "
-                f"AND {self._image.sql} IS NOT NULL LIMIT {rows}"
+                f"SELECT rowid, {image}, hash({image}) FROM {self._table} WHERE rowid > {self._last} "
+                f"AND {self._open} AND {image} IS NOT NULL LIMIT {rows}"
             ).to_arrow_table()
             if len(found):
                 self._last = int(np.asarray(plain(found[0])).max())
@@ -202,22 +207,34 @@ class _ColumnTarget:
                 return None
             self._last = -1
 
-    def write(self, keys: Any, vectors: Vectors) -> None:  # noqa: ANN401 - a pa.Array
-        """Keep vectors and reasons; a row whose vector is set moves to the end, one that failed stays."""
-        good = pa.array(np.flatnonzero(vectors.valid))
-        self._update(self._vector, keys.take(good), stored_form(vectors, self._vector.type))
-        bad = pa.array(list(vectors.reasons), pa.int64())
-        self._update(self._error, keys.take(bad), pa.array(vectors.reasons.values(), pa.string()))
+    def write(self, keys: Any, marks: Any, vectors: Vectors) -> tuple[int, int]:  # noqa: ANN401 - pa.Arrays
+        """Keep vectors and reasons; a row whose vector is set moves to the end, one that failed stays.
 
-    def _update(self, column: Column, keys: Any, values: Any) -> None:  # noqa: ANN401 - two pa.Arrays
+        A rowid may be another row's by now: after a DELETE and a checkpoint DuckDB gives it again. What has
+        it must only be without a vector and have the image that was read, for that makes the vector its own.
+        """
+        good = pa.array(np.flatnonzero(vectors.valid))
+        values = stored_form(vectors, self._vector.type)
+        done = self._update(self._vector, keys.take(good), marks.take(good), values)
+        bad = pa.array(list(vectors.reasons), pa.int64())
+        reasons = pa.array(vectors.reasons.values(), pa.string())
+        return done, self._update(self._error, keys.take(bad), marks.take(bad), reasons)
+
+    def _update(self, column: Column, keys: Any, marks: Any, values: Any) -> int:  # noqa: ANN401 - pa.Arrays
         if not len(keys):
-            return
+            return 0
         ends = np.asarray(keys)
-        with arrow_view(self._con, {"key": keys, "value": values}) as view:
-            self._con.execute(
+        with arrow_view(self._con, {"key": keys, "mark": marks, "value": values}) as view:
+            rows = self._con.execute(
                 f"UPDATE {self._table} AS t SET {column.sql} = c.value FROM {view} AS c "
-                f"WHERE t.rowid = c.key AND t.rowid BETWEEN {ends.min()} AND {ends.max()}"
-            )
+                f"WHERE t.rowid = c.key AND t.rowid BETWEEN {ends.min()} AND {ends.max()} "
+                f"AND {self._open} AND hash(t.{self._image.sql}) = c.mark"
+            ).fetchall()
+        return int(rows[0][0])
+
+    @property
+    def _open(self) -> str:
+        return f"{self._vector.sql} IS NULL AND {self._error.sql} IS NULL"
 
     def _prove(self, work: Embedding, where: str) -> None:
         """Raise SpaceMismatch unless vectors without a stamp are what the model gives for their images."""

@@ -35,6 +35,7 @@ class State:
         """Called once, as the weights are about to be loaded."""
         self._lock = threading.Lock()
         self._loaded = False
+        self.spaces = set[str]()  # those whose vectors are known to be the embedder's own
         self._failure: str | None = None
 
     def load(self) -> ClipEmbedder:

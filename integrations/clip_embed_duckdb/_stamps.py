@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import duckdb
 
-from clip_embed import ClipEmbedder, ClipEmbedError, SpaceMismatch, Stamp
+from clip_embed import ClipEmbedder, ClipEmbedError, Stamp
 from clip_embed._stamp import check_stamp
 from clip_embed_duckdb._register import find_slot
+from clip_embed_duckdb._spaces import MARK, PROGRAMS, read_stamp
 from clip_embed_duckdb._tables import Column, Table, ask, find_table, text
 
-_MARK = "[clip-embed] "
-_PROGRAMS = "the rest is for programs: "
 _VECTORS = re.compile(r"(?:FLOAT|DOUBLE|TINYINT)\[(\d*)\]")
 _STAMPED = """
 SELECT database_name, schema_name, table_name, column_name FROM duckdb_columns()
@@ -69,7 +68,7 @@ def check_database(con: duckdb.DuckDBPyConnection, embedder: ClipEmbedder | None
     Nothing is loaded where no column has a stamp, little where all are of the model's own space.
     Columns without a stamp are not listed: they may hold anything.
     """
-    rows = ask(con, _STAMPED, {"mark": _MARK})
+    rows = ask(con, _STAMPED, {"mark": MARK})
     used = find_embedder(con, embedder) if rows else embedder
     found: list[Mismatch] = []
     for database, schema, name, column in rows:
@@ -94,26 +93,14 @@ def find_embedder(con: duckdb.DuckDBPyConnection, given: ClipEmbedder | None) ->
     return slot.state.embedder
 
 
-def read_stamp(comment: str | None) -> Stamp | None:
-    """Return the stamp in a comment, None where there is none. Raises SpaceMismatch for a later version's."""
-    lines = (comment or "").splitlines()
-    written = next((line for line in lines if line.startswith(_MARK)), None)
-    if written is None:
-        return None
-    try:
-        return Stamp.from_json(written.rpartition(_PROGRAMS)[2])
-    except ValueError as error:
-        raise SpaceMismatch(f"in a column's comment: {error}") from error
-
-
 def write_stamp(
     con: duckdb.DuckDBPyConnection, table: Table, column: Column, embedder: ClipEmbedder, source: str
 ) -> None:
     """Say in the column's comment who made its vectors of `source`; the user's own words stay in front."""
-    before = [line for line in (column.comment or "").splitlines() if not line.startswith(_MARK)]
+    before = [line for line in (column.comment or "").splitlines() if not line.startswith(MARK)]
     line = (
-        f"{_MARK}vectors of {' '.join(source.split())} by {embedder!r}, recipe {embedder.recipe}; "
-        f"{_PROGRAMS}{embedder.stamp().to_json()}"
+        f"{MARK}vectors of {' '.join(source.split())} by {embedder!r}, recipe {embedder.recipe}; "
+        f"{PROGRAMS}{embedder.stamp().to_json()}"
     )
     comment = "\n".join([*before, line])
     con.execute(f"COMMENT ON COLUMN {table}.{column.sql} IS {text(comment)}")
