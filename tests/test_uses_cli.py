@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -154,6 +155,24 @@ def test_search_says_whether_there_is_a_match(run, clip_folder: Path, tmp_path: 
     few = run("search", tmp_path / "few", "zzz", "--relevance")
     assert few.exit_code == 1
     assert "at least 10 images, not 1" in few.stderr
+
+
+def test_a_file_of_vectors_is_searched_as_the_message_says(run, tmp_path: Path) -> None:  # noqa: ANN001
+    """The command it names finds the same photos as a search of their folder."""
+    folder, target = tmp_path / "photos", tmp_path / "o.parquet"
+    folder.mkdir()
+    for path in photos()[:4]:
+        shutil.copy(path, folder)
+    assert run("embed", folder, "-o", target).exit_code == 0
+    refused = run("search", target, "a red car")
+    assert refused.exit_code == 2
+    assert f"{target} is a file: vectors in Parquet are searched in SQL" in refused.stderr
+    line = next(line for line in refused.stderr.splitlines() if "clip-embed sql" in line)
+    found = json.loads(run(*shlex.split(line)[1:], "--json").stdout)
+    wanted = json.loads(run("search", folder, "a red car", "--json").stdout)
+    assert [row["path"] for row in found] == [row["path"] for row in wanted]
+    (tmp_path / "other").write_text("nothing")
+    assert "is a file" in run("search", tmp_path / "other", "x").stderr
 
 
 def test_calibrate_fits_a_policy_and_moderate_lists_what_to_look_at(run, album: Path, tmp_path: Path) -> None:  # noqa: ANN001

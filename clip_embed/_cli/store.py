@@ -28,6 +28,11 @@ _FACTS = ("dimensions", "date", "camera", "gps")
 _KINDS = ("keyword", "integer", "float", "bool", "datetime", "geo", "text")
 
 
+_IN_SQL = """vectors in Parquet are searched in SQL, by the --model that made them:
+  clip-embed sql -c "SELECT path FROM '{}' ORDER BY clip_sim(embedding, 'a red car') LIMIT 10"
+"""
+
+
 class _Place(click.Path):
     """A folder that exists, or the URL of a server."""
 
@@ -35,7 +40,11 @@ class _Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
         """Return it as text."""
-        return value if _is_url(str(value)) else str(super().convert(value, param, ctx))
+        if _is_url(str(value)):
+            return str(value)
+        if Path(value).suffix == ".parquet" and Path(value).is_file():
+            self.fail(f"{value} is a file: {_IN_SQL.format(value)}", param, ctx)
+        return str(super().convert(value, param, ctx))
 
 
 PLACE = _Place(exists=True, file_okay=False)
