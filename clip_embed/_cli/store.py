@@ -41,7 +41,7 @@ class _Place(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
         """Return it as text."""
         if _is_url(str(value)):
-            return value
+            return str(value)
         if Path(value).suffix == ".parquet" and Path(value).is_file():
             self.fail(f"{value} is a file: {_IN_SQL.format(value)}", param, ctx)
         return str(super().convert(value, param, ctx))
