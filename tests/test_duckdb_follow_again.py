@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, ClipEmbedError
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import _chunks, follow, register
@@ -181,3 +181,12 @@ def test_what_others_change_while_it_fills(
     assert statements == []
     check(con)
     assert keep(con) == 0
+
+
+def test_names_that_are_none(con: duckdb.DuckDBPyConnection) -> None:
+    """Two columns as the key, and a table in another schema: the errors say what is taken."""
+    with pytest.raises(TypeError, match=r"key must be the name of one column, not \['id', 'img'\]"):
+        follow(con, "photos", "img", key=["id", "img"])  # type: ignore[arg-type]
+    with pytest.raises(ClipEmbedError, match=r"'s.x' has a dot: give a name without"):
+        follow(con, "photos", "img", key="id", into="s.x")
+    assert con.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("photos",)]

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 from PIL import Image
 
-from clip_embed import ClipEmbedder
+from clip_embed import ClipEmbedder, ClipEmbedError
 from clip_embed._types import Float32, UInt8
 from clip_embed.testing import FakeModel
 from clip_embed_duckdb import Materialized, materialize, register
@@ -179,3 +179,13 @@ def test_a_row_that_is_held_for_a_moment(table: Table, monkeypatch: pytest.Monke
     assert len(waits) == 2
     assert sum(table.model.calls[0]) == before + ROWS
     table.check()
+
+
+def test_a_table_that_others_refer_to(table: Table) -> None:
+    """It is refused before any work, with the way out; nothing is added."""
+    table.con.execute("CREATE TABLE p AS FROM photos; ALTER TABLE p ADD PRIMARY KEY (id)")
+    table.con.execute("CREATE TABLE captions (id INT REFERENCES p (id)); INSERT INTO captions VALUES (1)")
+    before = table.ask("DESCRIBE p")
+    with pytest.raises(ClipEmbedError, match=r"captions refers to it .*follow\(con, 'p', 'img', key='id'\)"):
+        materialize(table.con, "p", "img", progress=False)
+    assert table.ask("DESCRIBE p") == before

@@ -62,7 +62,7 @@ def follow(
     The triggers are in the file and use the functions of clip-embed. After it is reopened, an INSERT
     or UPDATE fails with "Scalar Function with name clip_embedding does not exist" until `register` is
     called. DuckDB 2.0 refuses INSERT … ON CONFLICT DO UPDATE, INSERT OR REPLACE and MERGE INTO for
-    tables with such triggers. `DROP TABLE photos_emb CASCADE` ends it all.
+    tables with such triggers, and to rename them or their columns. `DROP TABLE photos_emb CASCADE` ends it.
 
     `key` names a column whose values are different in each row; rows whose key is NULL are left out. A
     second image of a key is an error of the INSERT or UPDATE (ConstraintException: duplicate key); a second
@@ -74,6 +74,12 @@ def follow(
         raise ClipEmbedError(
             f"follow needs the triggers of DuckDB 2.0, and this is {duckdb.__version__}: call materialize "
             "after each change, or pip install 'duckdb>=2'"
+        )
+    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"key must be the name of one column, not {key!r}: give one that tells rows apart")
+    if "." in (into or ""):
+        raise ClipEmbedError(
+            f"into is a table in the schema of {table}, and {into!r} has a dot: give a name without"
         )
     used = find_embedder(con, None)
     began = time.monotonic()

@@ -24,6 +24,11 @@ Storage = Literal["float32", "int8"]
 _TYPES: dict[str, str] = {"float32": "FLOAT", "int8": "TINYINT"}
 _PROVED = 16  # vectors without a stamp that are made again, to see whose they are
 
+_REFERENCES = """
+SELECT table_name, referenced_column_names[1] FROM duckdb_constraints()
+WHERE database_name = ? AND schema_name = ? AND referenced_table = ? AND constraint_type = 'FOREIGN KEY'
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Materialized:
@@ -81,7 +86,7 @@ def materialize(
 
     DuckDB stores a changed row of an array column anew, at the end of the table. So the order of the
     rows changes, BLOBs beside the vector are written once more, and a table whose key others refer to
-    by a FOREIGN KEY cannot be changed: keep the vectors in a table of their own by `follow`.
+    by a FOREIGN KEY is refused: keep the vectors in a table of their own by `follow`.
     """
     if storage not in _TYPES:
         raise ValueError(f"storage must be 'float32' or 'int8', not {storage!r}")
@@ -90,6 +95,7 @@ def materialize(
     place = writable_table(con, table)
     work = Embedding(con, used)
     source = image_column(con, place, image, work)
+    _check_references(con, place, image)
     target = _ColumnTarget(con, place, source, into, f"{_TYPES[storage]}[{used.dim}]")
     target.prepare(work)
     with rare_checkpoints(con):
@@ -111,6 +117,15 @@ def writable_table(con: duckdb.DuckDBPyConnection, name: str) -> Table:
     if ask(con, query, [table.database])[0][0]:
         raise ClipEmbedError(f"{table} is in a database that was opened read-only: open it for writing")
     return table
+
+
+def _check_references(con: duckdb.DuckDBPyConnection, table: Table, image: str) -> None:
+    """Raise ClipEmbedError where a FOREIGN KEY refers to a table: DuckDB deletes a row that gets a vector."""
+    for other, keys in ask(con, _REFERENCES, [table.database, table.schema, table.name]):
+        raise ClipEmbedError(
+            f"{table} cannot get a column of vectors: {other} refers to it by a FOREIGN KEY. Keep them "
+            f"in a table of their own (DuckDB 2.0), follow(con, {table.name!r}, {image!r}, key={keys!r})"
+        )
 
 
 def image_column(con: duckdb.DuckDBPyConnection, table: Table, name: str, work: Embedding) -> Column:
