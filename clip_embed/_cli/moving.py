@@ -11,6 +11,7 @@ import click
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.store import (
     PLACE,
+    SOURCE,
     finish,
     json_option,
     open_store,
@@ -84,7 +85,7 @@ def migrate() -> None:
 
 @migrate.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @store_options
 @click.option("--model", metavar="NAME", help="The new model. [default: that of the migration under way]")
 @table_options

@@ -38,6 +38,21 @@ class _Place(click.Path):
         return value if _is_url(str(value)) else str(super().convert(value, param, ctx))
 
 
+class _Source(click.ParamType):
+    """What images come from, as text; not an empty one, as of a variable that is not set."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
+        """Return it as it is."""
+        if not value:
+            from clip_embed_qdrant._sources import EMPTY
+
+            self.fail(EMPTY, param, ctx)
+        return str(value)
+
+
+SOURCE = _Source()
 PLACE = _Place(exists=True, file_okay=False)
 
 
@@ -130,7 +145,7 @@ def search_store(
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @click.option("--to", "place", required=True, metavar="STORE", help="Folder, or URL of a Qdrant server.")
 @store_options
 @table_options
@@ -304,7 +319,7 @@ def status(store: str, collection: str | None, api_key: str | None, as_json: boo
 
 @click.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @store_options
 @table_options
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
@@ -330,7 +345,7 @@ def verify(
 
 @click.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @store_options
 @table_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
