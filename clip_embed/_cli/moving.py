@@ -13,6 +13,7 @@ from clip_embed._cli.store import (
     PLACE,
     finish,
     json_option,
+    not_empty,
     open_store,
     progress_shown,
     store_options,
@@ -84,7 +85,7 @@ def migrate() -> None:
 
 @migrate.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @store_options
 @click.option("--model", metavar="NAME", help="The new model. [default: that of the migration under way]")
 @table_options

@@ -47,6 +47,15 @@ class _Place(click.Path):
         return str(super().convert(value, param, ctx))
 
 
+def not_empty(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Refuse an empty source, as of a variable that is not set: it would mean the current folder."""
+    if not value:
+        from clip_embed_qdrant._sources import EMPTY
+
+        raise click.BadParameter(EMPTY)
+    return value
+
+
 PLACE = _Place(exists=True, file_okay=False)
 
 
@@ -139,7 +148,7 @@ def search_store(
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @click.option("--to", "place", required=True, metavar="STORE", help="Folder, or URL of a Qdrant server.")
 @store_options
 @table_options
@@ -313,7 +322,7 @@ def status(store: str, collection: str | None, api_key: str | None, as_json: boo
 
 @click.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @store_options
 @table_options
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
@@ -339,9 +348,10 @@ def verify(
 
 @click.command()
 @click.argument("store", type=PLACE)
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @store_options
 @table_options
+@click.option("--other-source", is_flag=True, help="Also where the store was filled from another SOURCE.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(
     store: str,
@@ -351,18 +361,29 @@ def prune(
     key: str,
     image: str,
     prefix: str,
+    other_source: bool,
     yes: bool,
 ) -> None:
-    """Remove from a store what its SOURCE no longer lists."""
+    """Remove from a store what its SOURCE no longer lists.
+
+    Only keys that begin with --prefix are looked at, and none below another prefix that was ingested.
+    """
+    from clip_embed_qdrant._origins import check_origin
+    from clip_embed_qdrant._sources import open_source
+
     with open_store(store, collection, api_key) as opened:
         if not yes:
+            images = open_source(source, columns=(image, key, []), policy=ImagePolicy())
+            facts = opened.status()
+            if not other_source:  # before it asks, not after
+                check_origin(facts.sources, facts.where, images, prefix)
             extra = opened.verify(source, image=image, key=key, prefix=prefix).extra
-            points = opened.status().points
+            points = facts.points
             if not extra:
                 click.echo("Nothing to remove.")
                 return
             click.confirm(f"Remove {extra:,} of {points:,} images from {store}?", abort=True)
-        removed = opened.prune(source, image=image, key=key, prefix=prefix)
+        removed = opened.prune(source, image=image, key=key, prefix=prefix, other_source=other_source)
     click.echo(f"Removed {removed:,} images.")
 
 

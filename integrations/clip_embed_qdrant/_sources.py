@@ -14,6 +14,7 @@ from clip_embed_qdrant._files import expanded, folder, local_files, pattern
 from clip_embed_qdrant._remote import Remote
 
 _TARS = (".tar", ".tar.gz", ".tgz")
+EMPTY = "the source is empty: give a folder, a pattern, a URL or a file; the current folder is '.'"
 _CONTAINERS = (".parquet", ".csv", *_TARS)
 
 
@@ -26,13 +27,16 @@ def open_source(
 ) -> Source:
     """Return a folder, pattern, URL, table, tar file or iterable as a source; nothing is read yet.
 
-    Raises FileNotFoundError for a path where nothing is, TypeError for what is no source.
+    Raises FileNotFoundError for a path where nothing is, ValueError for an empty text, which would mean
+    the current folder, TypeError for what is no source.
     """
     given: object = source
     if isinstance(source, Source):
         return source
     if isinstance(source, (str, Path)):
         text = str(source)
+        if not text:
+            raise ValueError(EMPTY)
         if "://" in text:
             return _behind_url(text, columns, policy, storage_options)
         return _here(text, columns, policy)

@@ -22,6 +22,7 @@ from clip_embed_qdrant._filters import Where, parse_where
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
+from clip_embed_qdrant._origins import check_origin, other_prefixes
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, check_numbers, query_vector, run_query, without
@@ -213,9 +214,10 @@ class ImageStore:
         Nothing is decoded or changed. `source` and the rest are as in `ingest`, and as they were there.
         Takes 8 bytes of memory for each image.
         """
-        self._place.existing()
-        opened = self._open(source, (image, key, []), storage_options)
-        return verify(self._sink, opened, prefix=normal_key(prefix), kind=etag, policy=self._place.policy)
+        opened, prefix = self._open(source, (image, key, []), storage_options), normal_key(prefix)
+        others = other_prefixes(self._place.current().sources, prefix)
+        policy = self._place.policy
+        return verify(self._sink, opened, prefix=prefix, others=others, kind=etag, policy=policy)
 
     def prune(
         self,
@@ -225,15 +227,19 @@ class ImageStore:
         key: str = "path",
         prefix: str = "",
         storage_options: Mapping[str, object] | None = None,
+        other_source: bool = False,
     ) -> int:
         """Remove what the source no longer lists; return how many points that were.
 
-        Only keys that begin with `prefix` are looked at. Raises StoreError, and removes nothing,
-        where the source lists no image at all or has a folder that cannot be read.
+        Only keys that begin with `prefix` are looked at, and of them none below another prefix that was
+        ingested. Raises StoreError, and removes nothing, where the source lists no image at all, has a
+        folder that cannot be read, or is another than the store was filled from, unless `other_source`.
         """
-        self._place.existing()
-        opened = self._open(source, (image, key, []), storage_options)
-        return prune(self._sink, opened, prefix=normal_key(prefix))
+        sources = self._place.current().sources
+        opened, prefix = self._open(source, (image, key, []), storage_options), normal_key(prefix)
+        if not other_source:
+            check_origin(sources, self._sink.where, opened, prefix)
+        return prune(self._sink, opened, prefix=prefix, others=other_prefixes(sources, prefix))
 
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.

@@ -48,8 +48,13 @@ class Verification:
         )
 
 
-def verify(sink: Sink, source: Source, *, prefix: str, kind: EtagKind, policy: ImagePolicy) -> Verification:
-    """Compare each image of the source with what the store says of it; no image is decoded."""
+def verify(
+    sink: Sink, source: Source, *, prefix: str, others: tuple[str, ...], kind: EtagKind, policy: ImagePolicy
+) -> Verification:
+    """Compare each image of the source with what the store says of it; no image is decoded.
+
+    Keys that begin with one of the `others` are of other sources, and not extra.
+    """
     problems = Failures()
     counts: dict[str, int] = dict.fromkeys(("missing", "changed", "unreadable", "extra"), 0)
 
@@ -75,15 +80,17 @@ def verify(sink: Sink, source: Source, *, prefix: str, kind: EtagKind, policy: I
                 note("missing", prefix + entry.key, entry.source, MISSING)
             elif stored[id_] != tag:
                 note("changed", prefix + entry.key, entry.source, CHANGED)
-    for page in _others(sink, known, prefix):
+    for page in _others(sink, known, prefix, others):
         for point in page:
             key = str(point.payload.get(KEY, point.id))
             note("extra", key, key, EXTRA)
     return Verification(len(known), problems=problems, **counts)
 
 
-def prune(sink: Sink, source: Source, *, prefix: str) -> int:
+def prune(sink: Sink, source: Source, *, prefix: str, others: tuple[str, ...]) -> int:
     """Remove the points whose image the source no longer lists; return how many.
+
+    Keys that begin with one of the `others` are of other sources, and stay.
 
     Raises StoreError, and removes nothing, where the source is empty or cannot be listed to its end.
     """
@@ -96,7 +103,7 @@ def prune(sink: Sink, source: Source, *, prefix: str) -> int:
         raise StoreError(f"{source.name} lists no images; nothing was pruned. Is it mounted?")
     removed = 0
     pages = list[list[str]]()
-    for page in _others(sink, known, prefix):
+    for page in _others(sink, known, prefix, others):
         pages.append([point.id for point in page])
     for ids in pages:
         sink.delete(ids)
@@ -105,7 +112,7 @@ def prune(sink: Sink, source: Source, *, prefix: str) -> int:
     return removed
 
 
-def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]:
+def _others(sink: Sink, known: array[int], prefix: str, others: tuple[str, ...]) -> Iterator[list[Found]]:
     """Yield the points below a prefix, as far as ingest wrote them, that are none of the known ones.
 
     Ids are compared by half their bits, 8 bytes an image: two that agree in those keep a point alive.
@@ -115,7 +122,7 @@ def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]
         ours = [
             point
             for point in page
-            if ETAG in point.payload and str(point.payload.get(KEY)).startswith(prefix)
+            if ETAG in point.payload and _is_below(str(point.payload.get(KEY)), prefix, others)
         ]
         if not ours:
             continue
@@ -123,3 +130,7 @@ def _others(sink: Sink, known: array[int], prefix: str) -> Iterator[list[Found]]
         inside = contains(sorted_ids, ids)
         if not inside.all():
             yield [point for point, is_known in zip(ours, inside.tolist(), strict=True) if not is_known]
+
+
+def _is_below(key: str, prefix: str, others: tuple[str, ...]) -> bool:
+    return key.startswith(prefix) and not key.startswith(others)

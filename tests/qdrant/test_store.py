@@ -139,7 +139,7 @@ def test_prune_trusts_no_empty_source(
     store.ingest(pictures, prefix="a/")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="lists no images; nothing was pruned"):
-        store.prune(tmp_path / "empty", prefix="a/")
+        store.prune(tmp_path / "empty", prefix="a/", other_source=True)
     assert store.prune([("x", pictures / "red.png")], prefix="b/") == 0
     assert store.status().points == 8
 
