@@ -15,7 +15,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
 from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import Copy
-from clip_embed_qdrant._entries import EtagKind, Source, normal_key
+from clip_embed_qdrant._entries import EtagKind, Source, all_or_nothing, normal_key
 from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._facts import Fact
 from clip_embed_qdrant._filters import Where, parse_where
@@ -229,11 +229,11 @@ class ImageStore:
         """Remove what the source no longer lists; return how many points that were.
 
         Only keys that begin with `prefix` are looked at. Raises StoreError, and removes nothing,
-        where the source lists no image at all or has a folder that cannot be read.
+        where the source lists no image at all or has a folder or a file that cannot be read.
         """
         self._place.existing()
         opened = self._open(source, (image, key, []), storage_options)
-        return prune(self._sink, opened, prefix=normal_key(prefix))
+        return prune(self._sink, all_or_nothing(opened), prefix=normal_key(prefix))
 
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.
