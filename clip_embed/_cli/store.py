@@ -16,6 +16,7 @@ import click
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.signals import Stopped
 from clip_embed._cli.table import format_table
+from clip_embed._cli.written import failures_option
 from clip_embed._models.opening import default_model
 from clip_embed._progress import Progress
 
@@ -148,9 +149,7 @@ def search_store(
 @click.option("--link-duplicates", is_flag=True, help="Embed images of the same content once.")
 @click.option("--shard", default="0/1", metavar="I/N", help="Take the I-th of N shares, from 0.")
 @click.option("--patience", default=600.0, show_default=True, help="Seconds to ride out an outage.")
-@click.option(
-    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
-)
+@failures_option
 @_model_option
 @json_option
 def ingest(
