@@ -180,7 +180,12 @@ def ingest(
     from clip_embed_qdrant._sources import open_source
 
     store = open_store(
-        place, collection, api_key, model or _new_model(place), indexes=_parse_indexes(indexes)
+        place,
+        collection,
+        api_key,
+        model or _new_model(place),
+        indexes=_parse_indexes(indexes),
+        patience=patience,
     )
     stopped: IngestStopped | None = None
     with store:
