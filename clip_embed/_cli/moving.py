@@ -12,6 +12,7 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.store import (
     PLACE,
     finish,
+    is_url,
     json_option,
     open_store,
     progress_shown,
@@ -55,6 +56,8 @@ def copy(
     """
     from clip_embed_qdrant import IngestStopped
 
+    if not is_url(url):
+        raise click.UsageError(f"--to {url} is no server: give its URL, as http://localhost:6333")
     with open_store(store, None, None) as opened:
         try:
             with progress_shown("Copying", opened.status().points) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -36,19 +37,20 @@ class _Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
         """Return it as text."""
-        return value if _is_url(str(value)) else str(super().convert(value, param, ctx))
+        return value if is_url(str(value)) else str(super().convert(value, param, ctx))
 
 
 PLACE = _Place(exists=True, file_okay=False)
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Whether a text is the URL of a server."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def is_store(place: str) -> bool:
     """Whether a folder or URL is a store rather than a folder of photos."""
-    return _is_url(place) or Path(place, "store.json").is_file()
+    return is_url(place) or Path(place, "store.json").is_file()
 
 
 def store_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,12 +88,25 @@ def open_store(
     """Open a store; a usage error where folder, URL and collection contradict each other."""
     from clip_embed_qdrant import ImageStore
 
-    if _is_url(place) != bool(collection):
+    if is_url(place) != bool(collection):
         raise click.UsageError("a server needs --collection, a folder has none")
     embedder = ClipEmbedder(model) if model else None
     try:
         return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
     except TypeError as error:  # a place that is none
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def source_errors(source: str) -> Generator[None]:
+    """Show what is wrong with a source in a line: a usage error, or that it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, EOFError, tarfile.TarError) as error:
+        raise click.ClickException(f"{source} cannot be read further: {error}") from error
+    except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -324,7 +339,7 @@ def verify(
     etag: str,
 ) -> None:
     """Compare a store with its SOURCE; where they differ, the exit code is 1."""
-    with open_store(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened, source_errors(source):
         found = opened.verify(source, image=image, key=key, prefix=prefix, etag=cast("Any", etag))
     click.echo(str(found))
     _list(found.problems)
@@ -349,7 +364,7 @@ def prune(
     yes: bool,
 ) -> None:
     """Remove from a store what its SOURCE no longer lists."""
-    with open_store(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened, source_errors(source):
         if not yes:
             extra = opened.verify(source, image=image, key=key, prefix=prefix).extra
             points = opened.status().points
