@@ -30,6 +30,7 @@ from clip_embed._cli.store import COMMANDS, PLACE, is_store, search_store, store
 from clip_embed._cli.table import format_table
 from clip_embed._cli.train import train
 from clip_embed._cli.visual import VISUAL_COMMANDS
+from clip_embed._cli.written import ParquetTarget
 from clip_embed._models.opening import default_model
 from clip_embed._models.precision import PRECISIONS, Precision
 from clip_embed._relevance import GOOD
@@ -193,7 +194,7 @@ def _rate(embedder: ClipEmbedder, index: FolderIndex, text: str) -> Float32:
     "--output",
     "target",
     required=True,
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    type=ParquetTarget(),
     help="The Parquet file to write.",
 )
 @model_option

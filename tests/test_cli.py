@@ -108,8 +108,8 @@ def test_embed_without_photos_or_a_place(tmp_path: Path, few_photos: Path) -> No
     """An empty folder and a folder that is not there are errors of one line, and no file."""
     assert "no photos below" in run("embed", str(tmp_path), "-o", str(tmp_path / "v.parquet")).stderr
     result = run("embed", str(few_photos), "-o", str(tmp_path / "no" / "v.parquet"), "--model", "offline")
-    assert result.exit_code == 1
-    assert "No such file" in result.stderr or "cannot find" in result.stderr
+    assert result.exit_code == 2
+    assert "there is no folder" in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.store import (
     PLACE,
     finish,
+    is_url,
     json_option,
     not_empty,
     open_store,
@@ -19,6 +20,7 @@ from clip_embed._cli.store import (
     store_options,
     table_options,
 )
+from clip_embed._cli.written import failures_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +38,7 @@ def _patience_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--api-key", envvar="QDRANT_API_KEY", metavar="KEY", help="Better: QDRANT_API_KEY.")
 @click.option("--on-disk", is_flag=True, help="Keep the vectors of a new collection out of memory.")
 @_patience_option
-@click.option(
-    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
-)
+@failures_option
 @json_option
 def copy(
     store: str,
@@ -57,6 +57,8 @@ def copy(
     """
     from clip_embed_qdrant import IngestStopped
 
+    if not is_url(url):
+        raise click.UsageError(f"--to {url} is no server: give its URL, as http://localhost:6333")
     with open_store(store, None, None) as opened:
         try:
             with progress_shown("Copying", opened.status().points) as progress:
@@ -92,9 +94,7 @@ def migrate() -> None:
 @click.option("--etag", type=click.Choice(("stat", "sha256")), default="stat", show_default=True,
               help="As it was ingested.")  # fmt: skip
 @_patience_option
-@click.option(
-    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
-)
+@failures_option
 @json_option
 def run(
     store: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import click
 from clip_embed import ClipEmbedder, ImagePolicy
 from clip_embed._cli.signals import Stopped
 from clip_embed._cli.table import format_table
+from clip_embed._cli.written import failures_option
 from clip_embed._models.opening import default_model
 from clip_embed._progress import Progress
 
@@ -40,7 +42,7 @@ class _Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - as in click
         """Return it as text."""
-        if _is_url(str(value)):
+        if is_url(str(value)):
             return str(value)
         if Path(value).suffix == ".parquet" and Path(value).is_file():
             self.fail(f"{value} is a file: {_IN_SQL.format(value)}", param, ctx)
@@ -59,13 +61,14 @@ def not_empty(_: click.Context, __: click.Parameter, value: str) -> str:
 PLACE = _Place(exists=True, file_okay=False)
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Whether a text is the URL of a server."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def is_store(place: str) -> bool:
     """Whether a folder or URL is a store rather than a folder of photos."""
-    return _is_url(place) or Path(place, "store.json").is_file()
+    return is_url(place) or Path(place, "store.json").is_file()
 
 
 def store_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -103,12 +106,25 @@ def open_store(
     """Open a store; a usage error where folder, URL and collection contradict each other."""
     from clip_embed_qdrant import ImageStore
 
-    if _is_url(place) != bool(collection):
+    if is_url(place) != bool(collection):
         raise click.UsageError("a server needs --collection, a folder has none")
     embedder = ClipEmbedder(model) if model else None
     try:
         return ImageStore(place, collection=collection, api_key=api_key, embedder=embedder, **options)
     except TypeError as error:  # a place that is none
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def source_errors(source: str) -> Generator[None]:
+    """Show what is wrong with a source in a line: a usage error, or that it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, EOFError, tarfile.TarError) as error:
+        raise click.ClickException(f"{source} cannot be read further: {error}") from error
+    except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -166,9 +182,7 @@ def search_store(
 @click.option("--link-duplicates", is_flag=True, help="Embed images of the same content once.")
 @click.option("--shard", default="0/1", metavar="I/N", help="Take the I-th of N shares, from 0.")
 @click.option("--patience", default=600.0, show_default=True, help="Seconds to ride out an outage.")
-@click.option(
-    "--failures", type=click.Path(dir_okay=False, path_type=Path), help="Write failures as Parquet."
-)
+@failures_option
 @_model_option
 @json_option
 def ingest(
@@ -199,7 +213,12 @@ def ingest(
     from clip_embed_qdrant._sources import open_source
 
     store = open_store(
-        place, collection, api_key, model or _new_model(place), indexes=_parse_indexes(indexes)
+        place,
+        collection,
+        api_key,
+        model or _new_model(place),
+        indexes=_parse_indexes(indexes),
+        patience=patience,
     )
     stopped: IngestStopped | None = None
     with store:
@@ -338,7 +357,7 @@ def verify(
     etag: str,
 ) -> None:
     """Compare a store with its SOURCE; where they differ, the exit code is 1."""
-    with open_store(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened, source_errors(source):
         found = opened.verify(source, image=image, key=key, prefix=prefix, etag=cast("Any", etag))
     click.echo(str(found))
     _list(found.problems)
@@ -371,7 +390,7 @@ def prune(
     from clip_embed_qdrant._origins import check_origin
     from clip_embed_qdrant._sources import open_source
 
-    with open_store(store, collection, api_key) as opened:
+    with open_store(store, collection, api_key) as opened, source_errors(source):
         if not yes:
             images = open_source(source, columns=(image, key, []), policy=ImagePolicy())
             facts = opened.status()

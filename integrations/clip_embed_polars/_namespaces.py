@@ -10,8 +10,9 @@ import polars as pl
 
 from clip_embed import ClipEmbedder
 from clip_embed._frames.session import the_embedder
+from clip_embed._series import EXTENSION
 from clip_embed_polars import _pictures, _verbs
-from clip_embed_polars._vectors import NAME, ClipVectors, vector_dtype
+from clip_embed_polars._vectors import ClipVectors, vector_dtype
 
 _NAMESPACE = "clip_embed"
 _T = TypeVar("_T")
@@ -90,7 +91,7 @@ def install() -> None:
     """Register the namespaces and the type of vectors; nothing happens the second time."""
     if hasattr(pl.DataFrame, _NAMESPACE):
         return
-    pl.register_extension_type(NAME, cast("Any", ClipVectors))
+    pl.register_extension_type(EXTENSION, cast("Any", ClipVectors))
     pl.api.register_dataframe_namespace(_NAMESPACE)(FrameVerbs)
     pl.api.register_lazyframe_namespace(_NAMESPACE)(LazyVerbs)
     pl.api.register_series_namespace(_NAMESPACE)(SeriesVerbs)

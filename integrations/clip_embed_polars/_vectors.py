@@ -20,8 +20,7 @@ from clip_embed._frames.columns import (
 )
 from clip_embed._frames.embedding import Bools
 from clip_embed._frames.vectors import VectorColumn, open_vectors
-from clip_embed._series import EXTENSION as NAME
-from clip_embed._series import polars_column
+from clip_embed._series import EXTENSION, polars_column
 from clip_embed._types import Float32
 from clip_embed.arrow import vector_array
 
@@ -34,7 +33,7 @@ class ClipVectors(pl.BaseExtension):
     """
 
     def __init__(self, dim: int, stamp: str) -> None:
-        super().__init__(NAME, pl.Array(pl.Float32, dim), stamp)
+        super().__init__(EXTENSION, pl.Array(pl.Float32, dim), stamp)
 
     def _string_repr(self) -> str:
         return "clip vectors"
@@ -116,7 +115,7 @@ def _meant(series: pl.Series, dim: int | None) -> Content:
     is_extension = isinstance(dtype, pl.BaseExtension)
     plain = series.ext.storage() if is_extension else series
     size = next((len(value) for value in plain if value is not None), None)
-    return vectors_or_numbers(is_extension and dtype.ext_name() == NAME, size, dim)
+    return vectors_or_numbers(is_extension and dtype.ext_name() == EXTENSION, size, dim)
 
 
 def check_images(series: pl.Series, where: str) -> pl.Series:

@@ -8,7 +8,7 @@ import unicodedata
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image
 from clip_embed._images.source import describe, read_encoded
 from clip_embed._types import ImagePolicy, UInt8
 from clip_embed.errors import ImageError
+from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._sink import OURS, Payload
 
 EtagKind = Literal["stat", "sha256"]
@@ -47,6 +48,8 @@ class Entry:
     """Whether the problem may be gone later."""
     name: str = ""
     """What it is called in messages, if not by its path."""
+    is_file: bool = False
+    """Whether it stands for the rest of a table or tar file that cannot be read further."""
 
     @property
     def source(self) -> str:
@@ -73,6 +76,13 @@ class File:
     locate: Locate
     folder: str | None = None
     """Where it lies, if it is on this machine."""
+
+
+def damaged(file: File, error: Exception, *, retryable: bool) -> Entry:
+    """Return what stands for the rest of a file that cannot be read further."""
+    reason = f"it cannot be read further, and what follows in it is left out until it is mended: {error}"
+    key = normal_key(file.name)
+    return Entry(key, problem=reason, retryable=retryable, name=key, is_file=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,18 @@ def fetch(entry: Entry) -> bytes:
         raise ImageError("no such file", retryable=True) from None
     except Exception as error:  # a file system of the user's choice raises what it likes
         raise ImageError(f"cannot read it: {error}", retryable=True) from error
+
+
+def all_or_nothing(source: Source) -> Source:
+    """Return a source that raises StoreError where one of its tables or tar files cannot be read further."""
+
+    def entries() -> Iterator[Entry]:
+        for entry in source.entries():
+            if entry.is_file:
+                raise StoreError(f"{entry.source}: {entry.problem}; nothing was pruned")
+            yield entry
+
+    return replace(source, entries=entries)
 
 
 def in_groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -32,7 +32,7 @@ def pattern(text: str) -> Source | None:
     root, everything = _root(text), takes_everything(text)
 
     def entries() -> Iterator[Entry]:
-        for name in glob.iglob(text, recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
+        for name in _matches(text):
             path = Path(name).absolute()
             if (everything and not is_image_name(name)) or path.is_dir():
                 continue
@@ -71,7 +71,7 @@ def local_files(text: str) -> list[File]:
     if Path(text).exists():
         paths = [Path(text)]
     elif is_pattern(text):
-        paths = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+        paths = [Path(name) for name in sorted(set(_matches(text)))]
     else:
         paths = [Path(name) for name in expanded(text)]
     if missing := [path for path in paths if not path.is_file()]:
@@ -80,6 +80,37 @@ def local_files(text: str) -> list[File]:
         raise FileNotFoundError(f"nothing matches {text}")
     root = _root(text) if is_pattern(text) and not Path(text).exists() else None
     return [_file(path.absolute(), root) for path in paths]
+
+
+def _matches(text: str) -> Iterator[str]:
+    """Yield what a pattern names; ** follows links to folders, but into no folder that it is in already."""
+    parts = Path(text).parts
+    if "**" not in parts:
+        yield from glob.iglob(text)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return
+    place = parts.index("**")
+    rest = Path(*parts[place + 1 :]) if place + 1 < len(parts) else Path("*")
+    for top in _matches(str(Path(*parts[:place]))):
+        for below in _folders(top):
+            yield from _matches(str(Path(glob.escape(below)) / rest))
+
+
+def _folders(top: str) -> Iterator[str]:
+    """Yield a folder and all below it, without hidden ones and without loops."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            facts = Path(folder).stat()
+            me = (facts.st_dev, facts.st_ino)
+            if me in above:
+                continue
+            with os.scandir(folder) as entries:
+                inner = [each.path for each in entries if not each.name.startswith(".") and each.is_dir()]
+        except OSError:  # glob passes it over too
+            continue
+        yield folder
+        waiting += [(name, above | {me}) for name in inner]
 
 
 def _file(path: Path, root: Path | None) -> File:

@@ -83,6 +83,7 @@ class Ingest:
         self._ready_since = 0.0
         self._begun = time.monotonic()
         self._told = 0.0
+        self._broken: Exception | None = None
 
     @property
     def report(self) -> IngestReport:
@@ -101,15 +102,16 @@ class Ingest:
             try:
                 for batch in stream:
                     self._take(batch)
-                return self._finish(orderly=True)
+                report = self._finish(orderly=True)
             except StoreError as error:
                 raise IngestStopped(str(error), self._finish(orderly=False)) from error
-            except _BROKEN as error:
-                report = self._finish(orderly=False)
-                raise IngestStopped(f"{self._source.name} cannot be read further: {error}", report) from error
             except BaseException:
                 self._finish(orderly=False)
                 raise
+            if self._broken:
+                reason = f"{self._source.name} cannot be read further: {self._broken}"
+                raise IngestStopped(reason, report) from self._broken
+            return report
 
     def _shut_down(self) -> None:
         self._reader.close()
@@ -130,13 +132,20 @@ class Ingest:
             self._tell(0.0)
         return self.report
 
+    def _listed(self) -> Iterator[Entry]:
+        """Yield the entries; where the source breaks, that is noted, and what was listed is still done."""
+        try:
+            yield from self._source.entries()
+        except _BROKEN as error:
+            self._broken = error
+
     def _own_share(self) -> Iterator[Entry]:
         """Yield the entries to look at."""
         options = self._options
         index, of = options.shard
-        for found in self._source.entries():
+        for found in self._listed():
             entry = replace(found, key=options.prefix + found.key) if options.prefix else found
-            if (of == 1 or in_shard(entry.key, index, of)) and options.is_wanted(entry.key):
+            if (of == 1 or entry.is_file or in_shard(entry.key, index, of)) and options.is_wanted(entry.key):
                 yield entry
 
     def _wanted(self) -> Iterator[Pending]:

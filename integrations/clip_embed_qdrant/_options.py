@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ class Options:
     patience: float = 600.0
     on_duplicate: Literal["embed", "link"] = "embed"
     only: frozenset[str] | None = None
-    """The keys to look at, and the folders, which end in a slash; None for all."""
+    """The keys to look at, the folders, which end in a slash, and the tar files; None for all."""
 
     def __post_init__(self) -> None:
         """Refuse what would silently mean something else."""
@@ -50,7 +51,14 @@ class Options:
         """Whether a key is one to look at."""
         if self.only is None or key in self.only:
             return True
-        return any(name.endswith("/") and key.startswith(name) for name in self.only)
+        return any(name in self.only or f"{name}/" in self.only for name in _above(key))
+
+
+def _above(key: str) -> Iterator[str]:
+    """Yield the folders, or the tar file, that a key lies in."""
+    while (end := key.rfind("/")) >= 0:
+        key = key[:end]
+        yield key
 
 
 def _is_share(shard: object) -> bool:

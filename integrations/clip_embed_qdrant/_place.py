@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from qdrant_client import QdrantClient
@@ -20,6 +21,7 @@ from clip_embed_qdrant._errors import StoreError, Unstamped
 from clip_embed_qdrant._filters import HasVector
 from clip_embed_qdrant._server import ServerSink, connect
 from clip_embed_qdrant._sink import IndexKind, Meta, Sink, Vectors
+from clip_embed_qdrant._upload import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,13 @@ class Place:
     """A store that may not exist yet. Raises SpaceMismatch where it is of another space than the embedder."""
 
     def __init__(
-        self, address: Address, given: ClipEmbedder | None, indexes: Mapping[str, IndexKind], *, adopt: bool
+        self,
+        address: Address,
+        given: ClipEmbedder | None,
+        indexes: Mapping[str, IndexKind],
+        *,
+        adopt: bool,
+        patience: float = 0.0,
     ) -> None:
         self.given = given
         self._vector = address.vector
@@ -101,20 +109,8 @@ class Place:
             self.sink = EdgeSink(Path(str(address.location)))
             self._meta = self.sink.read_meta()
         else:
-            client = address.client
-            if client is None:
-                self._client = client = connect(
-                    str(address.location),
-                    api_key=address.api_key,
-                    timeout=address.timeout,
-                    grpc_port=address.grpc_port,
-                )
-            where = str(address.location or "the client")
-            server = ServerSink(
-                client, address.collection, vector=address.vector, on_disk=address.on_disk, where=where
-            )
-            self.sink = server
-            self._meta = self._read_or_adopt(server, adopt=adopt)
+            contact = partial(self._contact, address, address.collection, adopt=adopt)
+            self.sink, self._meta = Patience(patience).ask(contact) if patience > 0 else contact()
         self._embedder: ClipEmbedder | None = None
         if self._meta:
             self.sink.vector = self._meta.used.name
@@ -250,6 +246,25 @@ class Place:
             self.sink.write_meta(self._meta)
         except StoreError as error:  # a key may be allowed to write points alone
             logger.info("%s: the origin of its images was not noted: %s", self.sink.where, error)
+
+    def _contact(self, address: Address, collection: str, *, adopt: bool) -> tuple[ServerSink, Meta | None]:
+        """Connect to the server and ask what the collection notes; leaves no connection where that fails."""
+        client = address.client
+        if client is None:
+            client = self._client = connect(
+                str(address.location),
+                api_key=address.api_key,
+                timeout=address.timeout,
+                grpc_port=address.grpc_port,
+            )
+        where = str(address.location or "the client")
+        sink = ServerSink(client, collection, vector=address.vector, on_disk=address.on_disk, where=where)
+        try:
+            return sink, self._read_or_adopt(sink, adopt=adopt)
+        except StoreError:
+            if self._client:
+                self._client.close()
+            raise
 
     def _read_or_adopt(self, sink: ServerSink, *, adopt: bool) -> Meta | None:
         try:

@@ -12,6 +12,7 @@ from clip_embed import MissingExtra
 from clip_embed._images.folders import is_image_name
 from clip_embed._types import ImagePolicy
 from clip_embed_qdrant._entries import Entry, File, Source, normal_key
+from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._files import is_pattern, takes_everything
 
 # In the order of how well they tell a changed file.
@@ -30,7 +31,10 @@ class Remote:
             core = cast("Any", import_module("fsspec.core"))
         except ModuleNotFoundError as error:
             raise MissingExtra("fsspec", "qdrant", "reading images from a URL") from error
-        opened, path = core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+        try:
+            opened, path = core.url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+        except ImportError as error:  # it says which package
+            raise StoreError(f"{url} cannot be read here: {error}, with pip install") from error
         self._system: Any = opened
         self._path = str(path).rstrip("/")
         self._url = url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,7 +16,7 @@ from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
 from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import Copy
-from clip_embed_qdrant._entries import EtagKind, Source, normal_key
+from clip_embed_qdrant._entries import EtagKind, Source, all_or_nothing, normal_key
 from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._facts import Fact
 from clip_embed_qdrant._filters import Where, parse_where
@@ -31,6 +32,7 @@ from clip_embed_qdrant._sink import CONTENT, SAME_AS, VECTOR, IndexKind, Query
 from clip_embed_qdrant._sources import open_source
 from clip_embed_qdrant._tables import Columns
 from clip_embed_qdrant._target import Target
+from clip_embed_qdrant._upload import Patience
 from clip_embed_qdrant._verify import Verification, prune, verify
 
 
@@ -54,6 +56,7 @@ class ImageStore:
     it out of memory. A collection that does not say which model made its vectors is refused, unless
     `adopt=True` says that it is the embedder's. `indexes` names payload fields that are filtered by, with
     their kind ("keyword", "integer", "float", "bool", "datetime", "geo", "text"); made before anything else.
+    A server that does not answer is an error at once, or asked again for `patience` seconds.
 
     Raises SpaceMismatch where the store holds vectors of another space than the embedder's,
     StoreError where it cannot be opened.
@@ -73,10 +76,11 @@ class ImageStore:
         vector: str = VECTOR,
         on_disk: bool = False,
         indexes: Mapping[str, IndexKind] | None = None,
+        patience: float = 0.0,
     ) -> None:
         address = Address(location, collection, client, api_key, timeout, grpc_port, vector, on_disk)
         self._indexes: dict[str, IndexKind] = dict(indexes or {})
-        self._place = Place(address, embedder, self._indexes, adopt=adopt)
+        self._place = Place(address, embedder, self._indexes, adopt=adopt, patience=patience)
         self._sink = self._place.sink
         self.last_report: IngestReport | None = None
         """That of the last `ingest` or `retry`, also where it was interrupted."""
@@ -233,13 +237,16 @@ class ImageStore:
 
         Only keys that begin with `prefix` are looked at, and of them none below another prefix that was
         ingested. Raises StoreError, and removes nothing, where the source lists no image at all, has a
-        folder that cannot be read, or is another than the store was filled from, unless `other_source`.
+        folder or a file that cannot be read, or is another than the store was filled from, unless
+        `other_source`.
         """
+        self._place.existing()
         sources = self._place.current().sources
         opened, prefix = self._open(source, (image, key, []), storage_options), normal_key(prefix)
         if not other_source:
             check_origin(sources, self._sink.where, opened, prefix)
-        return prune(self._sink, opened, prefix=prefix, others=other_prefixes(sources, prefix))
+        others = other_prefixes(sources, prefix)
+        return prune(self._sink, all_or_nothing(opened), prefix=prefix, others=others)
 
     def optimize(self) -> None:
         """Build the index that makes searching a store in a folder faster from some 100,000 images on.
@@ -286,9 +293,10 @@ class ImageStore:
         return Migration(self._place, to)
 
     def _run(self, source: Source, options: Options, progress: Show) -> IngestReport:
-        self._place.prepare(source.root, options.prefix)
+        patience = Patience(options.patience)
+        patience.ask(partial(self._place.prepare, source.root, options.prefix))
         if options.links:
-            self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
+            patience.ask(partial(self._sink.index_fields, {CONTENT: "keyword", SAME_AS: "keyword"}))
         target = Target(self._sink, migrating=self._place.existing().beside is not None)
         with shown(progress, "Ingesting", source.total) as show:
             job = Ingest(target, self.embedder, source, options, show)

@@ -17,11 +17,13 @@ from clip_embed_qdrant._entries import (
     File,
     Locate,
     Source,
+    damaged,
     local_entry,
     normal_key,
     plain_payload,
 )
 
+_BROKEN = (OSError, EOFError, pa.ArrowException)
 _ROWS = 64  # of a table at once: an image may lie in each
 
 Columns = tuple[str, str, Sequence[str] | None]
@@ -39,11 +41,14 @@ def parquet(name: str, files: Sequence[File], columns: Columns) -> Source:
         with file.open() as stream, reader(stream) as opened:
             yield from opened.iter_batches(batch_size=_ROWS)
 
-    def total() -> int:
+    def total() -> int | None:
         count = 0
-        for file in files:
-            with file.open() as stream:
-                count += reader(stream).metadata.num_rows
+        try:
+            for file in files:
+                with file.open() as stream:
+                    count += reader(stream).metadata.num_rows
+        except _BROKEN:  # it will be listed as failed
+            return None
         return count
 
     return Source(name, partial(_of_files, files, batches, columns), total)
@@ -114,8 +119,18 @@ def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def _of_files(
     files: Sequence[File], batches: Callable[[File], Iterator[pa.RecordBatch]], columns: Columns
 ) -> Iterator[Entry]:
+    """Yield the rows of each file; one that cannot be read further is a failure, and the next follow."""
     for file in files:
-        yield from _rows(partial(batches, file), columns, file.locate)
+        try:
+            yield from _rows(partial(batches, file), columns, file.locate)
+        except pa.ArrowInvalid as error:
+            if file.name.lower().endswith(".csv"):  # its types are to be mended, by whoever gives it
+                raise
+            yield damaged(file, error, retryable=False)
+        except _BROKEN as error:
+            yield damaged(file, error, retryable=False)
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from error
 
 
 def _rows(batches: Batches, columns: Columns, locate: Locate) -> Iterator[Entry]:
