@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from clip_embed._warn import warn_caller
-from clip_embed_qdrant._entries import Source
+from clip_embed_qdrant._entries import Source, normal_key
 from clip_embed_qdrant._errors import StoreError
 
 
 def check_origin(sources: Mapping[str, str], where: str, source: Source, prefix: str) -> None:
     """Raise StoreError where the images below a prefix came from elsewhere: pruned, they would be gone."""
-    this = source.root or source.name
+    this, prefix = source.root or source.name, normal_key(prefix)
     expected = _expected(sources, prefix)
     if expected is None:
         given = [each for each, root in sources.items() if each != prefix and _same(root, this)]

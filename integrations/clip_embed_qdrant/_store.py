@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -289,13 +290,17 @@ class ImageStore:
         self._place.prepare(source.root, options.prefix)
         if options.links:
             self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
-        target = Target(self._sink, migrating=self._place.existing().beside is not None)
+        origin = {} if source.root is None else {options.prefix: source.root}
+        noted = partial(self._place.note_sources, origin)
+        target = Target(self._sink, migrating=self._place.existing().beside is not None, begun=noted)
         with shown(progress, "Ingesting", source.total) as show:
             job = Ingest(target, self.embedder, source, options, show)
             try:
                 report = job.run()
             finally:
                 self.last_report = job.report
+        if report.skipped:  # also where all was stored already: a folder that moved
+            noted()
         if not report.seen and source.root and options.is_whole:
             warn_caller(f"{source.name} lists no images")
         return report

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from clip_embed import ClipEmbedder
 from clip_embed.cli import main
@@ -101,3 +102,26 @@ def test_prune_refuses_on_the_command_line(pictures: Path, tmp_path: Path) -> No
         assert "--other-source" in result.stderr
         assert "Remove 8" not in result.output
     assert run("prune", place, below, "--other-source", "--yes").stdout == "Removed 8 images.\n"
+
+
+def test_a_failed_ingest_is_not_noted(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """Where the store is locked or nothing is written its sources stay; the first points change them."""
+    store.ingest(pictures)
+    noted = {"": str(pictures)}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "broken.png").write_bytes(b"no picture")
+    with (
+        pytest.warns(UserWarning, match="was filled from"),
+        ImageStore(tmp_path / "s.clip", embedder=store.embedder) as second,
+        pytest.raises(StoreError, match="is open in this process"),
+    ):
+        second.ingest(other)
+    assert store.status().sources == noted
+    with pytest.warns(UserWarning, match="was filled from"):
+        store.ingest(other)
+    assert store.status().sources == noted
+    Image.new("RGB", (6, 4), "red").save(other / "red.png")
+    with pytest.warns(UserWarning, match="was filled from"):
+        store.ingest(other)
+    assert store.status().sources == {"": str(other)}
