@@ -23,7 +23,7 @@ from clip_embed_qdrant._filters import Where, parse_where
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
-from clip_embed_qdrant._origins import check_origin, other_prefixes
+from clip_embed_qdrant._origins import check_origin, other_prefixes, warn_of_other
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, check_numbers, query_vector, run_query, without
@@ -266,16 +266,25 @@ class ImageStore:
         """Copy all points to a collection of a server or of a client of yours; nothing is embedded.
 
         The collection is made where there is none. What it has in the same state is skipped, so that a
-        copy that was interrupted goes on from there. Options are as in the constructor and in `ingest`.
+        copy that was interrupted goes on from there; a warning says where it was filled from another source,
+        whose images of the same key are replaced. Options are as in the constructor and in `ingest`.
         Raises SpaceMismatch where the collection holds vectors of another space.
         """
         meta = self._place.existing()
         address = Address(url, collection, client, api_key, timeout, grpc_port, meta.used.name, on_disk)
         target = Place(address, None, self._indexes, adopt=False)
         try:
-            target.begin(replace(meta, beside=None))
+            target.begin(replace(meta, beside=None, sources={}))
+            noted = target.current().sources
+            for prefix, root in meta.sources.items():
+                warn_of_other(noted, target.sink.where, root, prefix)
             with shown(progress, "Copying", self._sink.count) as show:
-                return Copy(self._sink, target.sink, patience, show).run()
+                copy = Copy(self._sink, target.sink, patience, show)
+                try:
+                    return copy.run()
+                finally:
+                    if copy.report.written or copy.report.skipped:
+                        target.note_sources(meta.sources)
         finally:
             target.close()
 

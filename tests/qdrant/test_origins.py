@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed.cli import main
@@ -125,3 +128,23 @@ def test_a_failed_ingest_is_not_noted(store: ImageStore, pictures: Path, tmp_pat
     with pytest.warns(UserWarning, match="was filled from"):
         store.ingest(other)
     assert store.status().sources == {"": str(other)}
+
+
+def test_a_copy_over_other_images_is_warned_of(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """The collection notes what was copied into it, and says where that was another source before."""
+    client = QdrantClient(":memory:")
+    there: dict[str, Any] = {"client": client, "collection": "all"}
+    store.ingest(pictures)
+    store.ingest(pictures / "below", prefix="b/")
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (6, 4), "black").save(other / "red.png")
+    with closing(client), ImageStore(tmp_path / "t.clip", embedder=store.embedder) as second:
+        store.copy_to(None, **there, progress=False)
+        noted = {"": str(pictures), "b/": str(pictures / "below")}
+        assert ImageStore(**there, embedder=store.embedder).status().sources == noted
+        second.ingest(other)
+        with pytest.warns(UserWarning, match=rf"all was filled from {pictures}, this is {other}"):
+            second.copy_to(None, **there, progress=False)
+        noted[""] = str(other)
+        assert ImageStore(**there, embedder=store.embedder).status().sources == noted
