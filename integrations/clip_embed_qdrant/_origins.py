@@ -30,6 +30,25 @@ def check_origin(sources: Mapping[str, str], where: str, source: Source, prefix:
         )
 
 
+def check_listed(source: Source) -> None:
+    """Raise StoreError where a path, pattern or URL lists nothing; what breaks it, the job itself says."""
+    if source.root is None or not source.repeatable:
+        return
+    with suppress(OSError):
+        if next(source.entries(), None) is None:
+            raise StoreError(nothing_listed(source, "nothing was done"))
+
+
+def nothing_listed(source: Source, so: str) -> str:
+    """Say that a source lists nothing, and why that may be."""
+    hint = (
+        "In patterns of images braces stand for themselves: take each ending by itself, or all by **/*"
+        if "{" in source.name
+        else "Is it mounted?"
+    )
+    return f"{source.name} lists no images; {so}. {hint}"
+
+
 def other_prefixes(sources: Mapping[str, str], prefix: str) -> tuple[str, ...]:
     """Return the prefixes below one that have a source of their own."""
     return tuple(each for each in sources if each != prefix and each.startswith(prefix))

@@ -14,7 +14,6 @@ from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
-from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, normal_key
 from clip_embed_qdrant._errors import StoreError
@@ -23,7 +22,7 @@ from clip_embed_qdrant._filters import Where, parse_where
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
-from clip_embed_qdrant._origins import check_origin, other_prefixes, warn_of_other
+from clip_embed_qdrant._origins import check_listed, check_origin, other_prefixes, warn_of_other
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, check_numbers, query_vector, run_query, without
@@ -137,7 +136,7 @@ class ImageStore:
         are repeated for `patience` seconds; then, or where it refuses the key, is gone or full, IngestStopped
         is raised with the report. `progress` is called with the report so far, a few times a second; True
         shows a bar on a terminal and in a notebook. Called again, ingest goes on from where it was, whatever
-        ended it.
+        ended it. A folder, pattern or URL that lists no image is a StoreError.
         """
         opened = self._open(source, (image, key, payload), storage_options)
         options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
@@ -296,6 +295,8 @@ class ImageStore:
         return Migration(self._place, to)
 
     def _run(self, source: Source, options: Options, progress: Show) -> IngestReport:
+        if options.only is None:
+            check_listed(source)  # before a store is made
         self._place.prepare(source.root, options.prefix)
         if options.links:
             self._sink.index_fields({CONTENT: "keyword", SAME_AS: "keyword"})
@@ -310,8 +311,6 @@ class ImageStore:
                 self.last_report = job.report
         if report.skipped:  # also where all was stored already: a folder that moved
             noted()
-        if not report.seen and source.root and options.is_whole:
-            warn_caller(f"{source.name} lists no images")
         return report
 
     def _open(self, source: object, columns: Columns, options: Mapping[str, object] | None) -> Source:

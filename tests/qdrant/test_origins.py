@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -31,7 +32,10 @@ def _fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip_embed._embedder.check_model", lambda _: None)
     monkeypatch.setattr("clip_embed._embedder.check_model_precision", lambda *_: None)
     monkeypatch.setattr("clip_embed._embedder.model_precision", lambda *_: "fp32")
-    monkeypatch.setattr("clip_embed._embedder.open_model", lambda *_: FakeModel())
+    monkeypatch.setattr(
+        "clip_embed._embedder.open_model",
+        lambda source, *_: FakeModel() if isinstance(source, str) else source,
+    )
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -148,3 +152,23 @@ def test_a_copy_over_other_images_is_warned_of(store: ImageStore, pictures: Path
             second.copy_to(None, **there, progress=False)
         noted[""] = str(other)
         assert ImageStore(**there, embedder=store.embedder).status().sources == noted
+
+
+def test_a_source_that_lists_nothing_is_an_error(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """A pattern with a slip, a folder of other things: exit code 1, no store; braces are named."""
+    empty, new = tmp_path / "empty", tmp_path / "new.clip"
+    empty.mkdir()
+    for place, hint in (
+        (empty, "Is it mounted?"),
+        (f"{pictures}/*.jgp", "Is it mounted?"),
+        (f"{pictures}/**/*.{{jpg,png}}", "braces stand for themselves"),
+    ):
+        with pytest.raises(StoreError, match=re.escape(f"{place} lists no images; nothing was done")):
+            store.ingest(place)
+        result = run("ingest", place, "--to", new, "--model", "fake")
+        assert (result.exit_code, hint in result.stderr) == (1, True), result.output
+    assert not new.exists()
+    store.ingest(pictures)
+    with pytest.raises(StoreError, match="lists no images"):
+        store.migration(ClipEmbedder(FakeModel(dim=20))).run(empty)
+    assert store.status().beside is None
