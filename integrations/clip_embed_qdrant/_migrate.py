@@ -16,6 +16,7 @@ from clip_embed_qdrant._errors import StoreError
 from clip_embed_qdrant._filters import All, HasId, HasVector, Not
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._options import Options
+from clip_embed_qdrant._origins import check_listed
 from clip_embed_qdrant._place import Place, vectors_of
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._shown import Show, shown
@@ -101,6 +102,7 @@ class Migration:
             source, columns=(image, key, []), policy=self._embedder.policy, storage_options=storage_options
         )
         options = Options(etag, (), shard, normal_key(prefix), on_error, patience)
+        check_listed(opened)
         beside = self._begin()
         target = Beside(self._sink, beside.name)
         with shown(progress, "Migrating", opened.total) as show:

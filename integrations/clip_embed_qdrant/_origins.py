@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from clip_embed._warn import warn_caller
-from clip_embed_qdrant._entries import Source
+from clip_embed_qdrant._entries import Source, normal_key
 from clip_embed_qdrant._errors import StoreError
 
 
 def check_origin(sources: Mapping[str, str], where: str, source: Source, prefix: str) -> None:
     """Raise StoreError where the images below a prefix came from elsewhere: pruned, they would be gone."""
-    this = source.root or source.name
+    this, prefix = source.root or source.name, normal_key(prefix)
     expected = _expected(sources, prefix)
     if expected is None:
         given = [each for each, root in sources.items() if each != prefix and _same(root, this)]
@@ -28,6 +28,25 @@ def check_origin(sources: Mapping[str, str], where: str, source: Source, prefix:
             "Give that source and its prefix; where this one is to take its place, and what it does not list "
             "is to be removed, say so by other_source=True (--other-source on the command line)"
         )
+
+
+def check_listed(source: Source) -> None:
+    """Raise StoreError where a path, pattern or URL lists nothing; what breaks it, the job itself says."""
+    if source.root is None or not source.repeatable:
+        return
+    with suppress(OSError):
+        if next(source.entries(), None) is None:
+            raise StoreError(nothing_listed(source, "nothing was done"))
+
+
+def nothing_listed(source: Source, so: str) -> str:
+    """Say that a source lists nothing, and why that may be."""
+    hint = (
+        "In patterns of images braces stand for themselves: take each ending by itself, or all by **/*"
+        if "{" in source.name
+        else "Is it mounted?"
+    )
+    return f"{source.name} lists no images; {so}. {hint}"
 
 
 def other_prefixes(sources: Mapping[str, str], prefix: str) -> tuple[str, ...]:

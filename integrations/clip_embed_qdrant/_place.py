@@ -14,11 +14,11 @@ from qdrant_client import QdrantClient
 from clip_embed import ClipEmbedder, ImagePolicy, SpaceMismatch
 from clip_embed._models.opening import default_model
 from clip_embed._stamp import check_stamp
-from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import check_same_space
 from clip_embed_qdrant._edge import EdgeSink
 from clip_embed_qdrant._errors import StoreError, Unstamped
 from clip_embed_qdrant._filters import HasVector
+from clip_embed_qdrant._origins import warn_of_other
 from clip_embed_qdrant._server import ServerSink, connect
 from clip_embed_qdrant._sink import IndexKind, Meta, Sink, Vectors
 from clip_embed_qdrant._upload import Patience
@@ -161,11 +161,11 @@ class Place:
         return self._meta
 
     def prepare(self, root: str | None, prefix: str) -> None:
-        """Make the store where there is none, and note where the images come from."""
+        """Make the store where there is none, and warn where the images came from elsewhere until now."""
         self.begin(self._meta or Meta(vectors_of(self.embedder, self._vector)))
         meta = self.current()
         if root is not None:
-            self._note(meta, root, prefix)
+            warn_of_other(meta.sources, self.sink.where, root, prefix)
 
     def begin(self, meta: Meta) -> None:
         """Make the store where there is none, and its indexes; SpaceMismatch if it is of another space."""
@@ -197,6 +197,17 @@ class Place:
             self.sink.vector = meta.used.name
             self._embedder = embedder
         self._meta = meta
+
+    def note_sources(self, sources: Mapping[str, str]) -> None:
+        """Add to where the images come from: once they are really being written, and not before."""
+        try:
+            meta = self.current()
+            if sources.items() <= meta.sources.items():
+                return
+            self._meta = replace(meta, sources={**meta.sources, **sources})
+            self.sink.write_meta(self._meta)
+        except StoreError as error:  # a key may be allowed to write points alone
+            logger.info("%s: the origin of its images was not noted: %s", self.sink.where, error)
 
     def current(self) -> Meta:
         """Return what the store says now; StoreError where another process has switched its model."""
@@ -231,21 +242,6 @@ class Place:
         self.sink.close()
         if self._client:
             self._client.close()
-
-    def _note(self, meta: Meta, root: str, prefix: str) -> None:
-        before = meta.sources.get(prefix)
-        if before == root:
-            return
-        if before is not None:
-            warn_caller(
-                f"{self.sink.where} was filled from {before}, this is {root}: an image of the same relative "
-                "path replaces the other. If it is not the same collection moved, give each a prefix="
-            )
-        self._meta = replace(meta, sources={**meta.sources, prefix: root})
-        try:
-            self.sink.write_meta(self._meta)
-        except StoreError as error:  # a key may be allowed to write points alone
-            logger.info("%s: the origin of its images was not noted: %s", self.sink.where, error)
 
     def _contact(self, address: Address, collection: str, *, adopt: bool) -> tuple[ServerSink, Meta | None]:
         """Connect to the server and ask what the collection notes; leaves no connection where that fails."""

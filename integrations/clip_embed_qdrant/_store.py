@@ -14,7 +14,6 @@ from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed._images.source import ImageInput
-from clip_embed._warn import warn_caller
 from clip_embed_qdrant._copy import Copy
 from clip_embed_qdrant._entries import EtagKind, Source, all_or_nothing, normal_key
 from clip_embed_qdrant._errors import StoreError
@@ -23,7 +22,7 @@ from clip_embed_qdrant._filters import Where, parse_where
 from clip_embed_qdrant._ingest import Ingest
 from clip_embed_qdrant._migrate import Migration
 from clip_embed_qdrant._options import Job, Options
-from clip_embed_qdrant._origins import check_origin, other_prefixes
+from clip_embed_qdrant._origins import check_listed, check_origin, other_prefixes, warn_of_other
 from clip_embed_qdrant._place import Address, Place, Status
 from clip_embed_qdrant._report import IngestReport
 from clip_embed_qdrant._search import Example, Hits, check_numbers, query_vector, run_query, without
@@ -140,7 +139,7 @@ class ImageStore:
         are repeated for `patience` seconds; then, or where it refuses the key, is gone or full, IngestStopped
         is raised with the report. `progress` is called with the report so far, a few times a second; True
         shows a bar on a terminal and in a notebook. Called again, ingest goes on from where it was, whatever
-        ended it.
+        ended it. A folder, pattern or URL that lists no image is a StoreError.
         """
         opened = self._open(source, (image, key, payload), storage_options)
         options = Options(etag, tuple(facts), shard, normal_key(prefix), on_error, patience, on_duplicate)
@@ -272,16 +271,25 @@ class ImageStore:
         """Copy all points to a collection of a server or of a client of yours; nothing is embedded.
 
         The collection is made where there is none. What it has in the same state is skipped, so that a
-        copy that was interrupted goes on from there. Options are as in the constructor and in `ingest`.
+        copy that was interrupted goes on from there; a warning says where it was filled from another source,
+        whose images of the same key are replaced. Options are as in the constructor and in `ingest`.
         Raises SpaceMismatch where the collection holds vectors of another space.
         """
         meta = self._place.existing()
         address = Address(url, collection, client, api_key, timeout, grpc_port, meta.used.name, on_disk)
         target = Place(address, None, self._indexes, adopt=False)
         try:
-            target.begin(replace(meta, beside=None))
+            target.begin(replace(meta, beside=None, sources={}))
+            noted = target.current().sources
+            for prefix, root in meta.sources.items():
+                warn_of_other(noted, target.sink.where, root, prefix)
             with shown(progress, "Copying", self._sink.count) as show:
-                return Copy(self._sink, target.sink, patience, show).run()
+                copy = Copy(self._sink, target.sink, patience, show)
+                try:
+                    return copy.run()
+                finally:
+                    if copy.report.written or copy.report.skipped:
+                        target.note_sources(meta.sources)
         finally:
             target.close()
 
@@ -293,19 +301,23 @@ class ImageStore:
         return Migration(self._place, to)
 
     def _run(self, source: Source, options: Options, progress: Show) -> IngestReport:
+        if options.only is None:
+            check_listed(source)  # before a store is made
         patience = Patience(options.patience)
         patience.ask(partial(self._place.prepare, source.root, options.prefix))
         if options.links:
             patience.ask(partial(self._sink.index_fields, {CONTENT: "keyword", SAME_AS: "keyword"}))
-        target = Target(self._sink, migrating=self._place.existing().beside is not None)
+        origin = {} if source.root is None else {options.prefix: source.root}
+        noted = partial(self._place.note_sources, origin)
+        target = Target(self._sink, migrating=self._place.existing().beside is not None, begun=noted)
         with shown(progress, "Ingesting", source.total) as show:
             job = Ingest(target, self.embedder, source, options, show)
             try:
                 report = job.run()
             finally:
                 self.last_report = job.report
-        if not report.seen and source.root and options.is_whole:
-            warn_caller(f"{source.name} lists no images")
+        if report.skipped:  # also where all was stored already: a folder that moved
+            noted()
         return report
 
     def _open(self, source: object, columns: Columns, options: Mapping[str, object] | None) -> Source:

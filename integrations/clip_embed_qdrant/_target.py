@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 from clip_embed_qdrant._filters import All, HasId, HasVector
 from clip_embed_qdrant._sink import ETAG, Points, Sink
 
 
 class Target:
-    """The vectors in use of a store."""
+    """The vectors in use of a store; `begun` is called once, when the first points are written."""
 
-    def __init__(self, sink: Sink, *, migrating: bool = False) -> None:
+    def __init__(
+        self, sink: Sink, *, migrating: bool = False, begun: Callable[[], None] | None = None
+    ) -> None:
         self.sink = sink
         self.streams = sink.streams
         self._migrating = migrating
+        self._begun = begun
+        self._turn = threading.Lock()
 
     def standing(self, ids: Sequence[str], etags: Sequence[str]) -> list[bool | str]:
         """Return whether each image is stored in that state; a text says why it is not to be taken at all."""
@@ -26,6 +31,10 @@ class Target:
     def write(self, points: Points) -> None:
         """Insert or replace points."""
         self.sink.write(points)
+        with self._turn:
+            begun, self._begun = self._begun, None
+            if begun:
+                begun()
 
 
 class Beside(Target):

@@ -12,6 +12,7 @@ from clip_embed._types import ImagePolicy
 from clip_embed.errors import ImageError
 from clip_embed_qdrant._entries import EtagKind, Source, etag, in_groups, point_id
 from clip_embed_qdrant._errors import StoreError
+from clip_embed_qdrant._origins import nothing_listed
 from clip_embed_qdrant._report import Failures, IngestFailure
 from clip_embed_qdrant._seen import contains, short_id
 from clip_embed_qdrant._sink import ETAG, KEY, Found, Sink
@@ -100,7 +101,7 @@ def prune(sink: Sink, source: Source, *, prefix: str, others: tuple[str, ...]) -
             raise StoreError(f"{entry.source}: {entry.problem}; nothing was pruned")
         known.append(short_id(point_id(prefix + entry.key)))
     if not known:
-        raise StoreError(f"{source.name} lists no images; nothing was pruned. Is it mounted?")
+        raise StoreError(nothing_listed(source, "nothing was pruned"))
     removed = 0
     pages = list[list[str]]()
     for page in _others(sink, known, prefix, others):

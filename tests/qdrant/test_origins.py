@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
+from qdrant_client import QdrantClient
 
 from clip_embed import ClipEmbedder
 from clip_embed.cli import main
@@ -27,7 +32,10 @@ def _fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip_embed._embedder.check_model", lambda _: None)
     monkeypatch.setattr("clip_embed._embedder.check_model_precision", lambda *_: None)
     monkeypatch.setattr("clip_embed._embedder.model_precision", lambda *_: "fp32")
-    monkeypatch.setattr("clip_embed._embedder.open_model", lambda *_: FakeModel())
+    monkeypatch.setattr(
+        "clip_embed._embedder.open_model",
+        lambda source, *_: FakeModel() if isinstance(source, str) else source,
+    )
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -101,3 +109,66 @@ def test_prune_refuses_on_the_command_line(pictures: Path, tmp_path: Path) -> No
         assert "--other-source" in result.stderr
         assert "Remove 8" not in result.output
     assert run("prune", place, below, "--other-source", "--yes").stdout == "Removed 8 images.\n"
+
+
+def test_a_failed_ingest_is_not_noted(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """Where the store is locked or nothing is written its sources stay; the first points change them."""
+    store.ingest(pictures)
+    noted = {"": str(pictures)}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "broken.png").write_bytes(b"no picture")
+    with (
+        pytest.warns(UserWarning, match="was filled from"),
+        ImageStore(tmp_path / "s.clip", embedder=store.embedder) as second,
+        pytest.raises(StoreError, match="is open in this process"),
+    ):
+        second.ingest(other)
+    assert store.status().sources == noted
+    with pytest.warns(UserWarning, match="was filled from"):
+        store.ingest(other)
+    assert store.status().sources == noted
+    Image.new("RGB", (6, 4), "red").save(other / "red.png")
+    with pytest.warns(UserWarning, match="was filled from"):
+        store.ingest(other)
+    assert store.status().sources == {"": str(other)}
+
+
+def test_a_copy_over_other_images_is_warned_of(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """The collection notes what was copied into it, and says where that was another source before."""
+    client = QdrantClient(":memory:")
+    there: dict[str, Any] = {"client": client, "collection": "all"}
+    store.ingest(pictures)
+    store.ingest(pictures / "below", prefix="b/")
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (6, 4), "black").save(other / "red.png")
+    with closing(client), ImageStore(tmp_path / "t.clip", embedder=store.embedder) as second:
+        store.copy_to(None, **there, progress=False)
+        noted = {"": str(pictures), "b/": str(pictures / "below")}
+        assert ImageStore(**there, embedder=store.embedder).status().sources == noted
+        second.ingest(other)
+        with pytest.warns(UserWarning, match=rf"all was filled from {pictures}, this is {other}"):
+            second.copy_to(None, **there, progress=False)
+        noted[""] = str(other)
+        assert ImageStore(**there, embedder=store.embedder).status().sources == noted
+
+
+def test_a_source_that_lists_nothing_is_an_error(store: ImageStore, pictures: Path, tmp_path: Path) -> None:
+    """A pattern with a slip, a folder of other things: exit code 1, no store; braces are named."""
+    empty, new = tmp_path / "empty", tmp_path / "new.clip"
+    empty.mkdir()
+    for place, hint in (
+        (empty, "Is it mounted?"),
+        (f"{pictures}/*.jgp", "Is it mounted?"),
+        (f"{pictures}/**/*.{{jpg,png}}", "braces stand for themselves"),
+    ):
+        with pytest.raises(StoreError, match=re.escape(f"{place} lists no images; nothing was done")):
+            store.ingest(place)
+        result = run("ingest", place, "--to", new, "--model", "fake")
+        assert (result.exit_code, hint in result.stderr) == (1, True), result.output
+    assert not new.exists()
+    store.ingest(pictures)
+    with pytest.raises(StoreError, match="lists no images"):
+        store.migration(ClipEmbedder(FakeModel(dim=20))).run(empty)
+    assert store.status().beside is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import tarfile
 import unicodedata
 import zlib
@@ -245,13 +244,6 @@ def test_tables_behind_a_url(store: ImageStore, tmp_path: Path) -> None:
             store.ingest("memory://tables/nobody")
     finally:
         memory.rm("/tables", recursive=True)
-
-
-def test_a_place_without_images_is_warned_of(store: ImageStore, tmp_path: Path) -> None:
-    """A pattern with a slip, a folder of other things: no error, but a word."""
-    for place in (tmp_path, f"{tmp_path}/*.jgp"):
-        with pytest.warns(UserWarning, match=rf"{re.escape(str(place))} lists no images"):
-            store.ingest(place)
 
 
 def test_tar_files(store: ImageStore, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_sources_that_are_none(pictures: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "note.txt").write_text("")
     for name, code in (("damaged.tar", 1), ("damaged.parquet", 1), ("other.csv", 2), ("note.txt", 2)):
-        for command in (("verify", store), ("prune", store, "--yes")):
+        for command in (("verify", store), ("prune", store, "--yes", "--other-source")):
             options = [*command[2:]]
             result = run(*command[:2], tmp_path / name, *options)
             assert result.exit_code == code, (name, command, result.output)
