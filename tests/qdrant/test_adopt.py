@@ -47,7 +47,7 @@ def test_adopted_vectors_are_found(
         hit = store.search(text="red", k=1)[0]
         assert (hit.key, hit.payload) == ("7", {"title": "mine"})
         assert store.ingest(pictures).written == 8
-        assert store.prune([("red.png", pictures / "red.png")]) == 7
+        assert store.prune([("red.png", pictures / "red.png")], other_source=True) == 7
         assert store.status().points == 2
     with ImageStore(**{**opened, "vector": "image"}) as store:
         assert store.search(text="red", k=1)[0].score == pytest.approx(1, abs=0.05)
