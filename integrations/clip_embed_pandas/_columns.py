@@ -179,5 +179,5 @@ def _content_of_dtype(dtype: Any) -> Content | None:  # noqa: ANN401
 def _is_all_missing(series: Any) -> bool:  # noqa: ANN401
     """Whether no value is known: empty cells of a CSV file, and no cells at all, are numbers to pandas."""
     if not len(series):
-        return series.dtype == np.dtype(float)
+        return bool(series.dtype == np.dtype(float))
     return is_missing(series.iloc[0]) and bool(series.isna().all())
