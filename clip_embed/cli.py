@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_embed import ClipEmbedder, ClipEmbedError, ImageBatchError, MissingExtra, __version__, fit_relevance
-from clip_embed._cli import moving
+from clip_embed._cli import moving, upkeep
 from clip_embed._cli.classify import classify
 from clip_embed._cli.endings import leave_closed_pipe, plain_warnings
 from clip_embed._cli.evaluate import evaluate
@@ -253,6 +253,7 @@ def sql(
 main.add_command(models)
 for _command in (
     *COMMANDS,
+    *upkeep.COMMANDS,
     *moving.COMMANDS,
     classify,
     *VISUAL_COMMANDS,

@@ -6,7 +6,6 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from PIL import Image
 from clip_embed import ClipEmbedder, ImagePolicy, ImageSpec
 from clip_embed._cache.towers import CachedTowers
 from clip_embed._engine import decode_processes, decode_worker, pipeline, prepared
-from clip_embed._engine import link as _link
 from clip_embed._engine.decode_processes import DecodeProcesses
-from clip_embed._engine.link import CudaLink, Link
+from clip_embed._engine.link import Link
 from clip_embed._engine.prepared import Decoded, Prepared, in_halves
 from clip_embed._images import gpu_resize as _gpu_resize
 from clip_embed._images import on_gpu as _on_gpu
@@ -382,64 +380,3 @@ def test_the_profile_knows_the_forward_pass_where_processes_decode(
     processes = clip._through_cache().processes
     assert processes is not None
     processes.close()
-
-
-class Stream:
-    """As of CUDA."""
-
-    def __init__(self, device: str, priority: int) -> None:
-        self.device = torch.device("cpu")
-        self.asked = (device, priority)
-
-
-class Event:
-    """As of CUDA; says when it is waited for."""
-
-    waited = 0
-
-    def __init__(self, *, blocking: bool) -> None:
-        assert blocking
-
-    def record(self, stream: Stream) -> None:
-        """As of CUDA."""
-
-    def synchronize(self) -> None:
-        """As of CUDA."""
-        Event.waited += 1
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls that a link makes of CUDA, with the CPU behind them."""
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **more: empty(*shape, **more))
-
-
-@pytest.mark.usefixtures("cuda")
-def test_a_link_to_cuda_takes_arrays_of_any_shapes(photo: Photo, encode: Encode) -> None:
-    """One transfer of all of them, memory that grows and is used again, views, and read-only arrays."""
-    link = _link.open_link("cuda:1", -1)
-    assert isinstance(link, CudaLink)
-    assert link.stream.asked == ("cuda:1", -1)
-    rng = np.random.default_rng(0)
-    for shapes in ([(4, 5, 3)], [(7, 2, 3), (4, 5, 3), (1, 1, 3)], [(2, 2, 3)]):
-        arrays = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
-        arrays[0] = arrays[0][:, ::-1]
-        arrays[-1].flags.writeable = False
-        with link.active():
-            sent = link.send(arrays)
-            kept = [tensor.clone() for tensor in sent]
-            fetched = link.fetch([tensor.float() + 1 for tensor in sent])
-        for array, tensor, found in zip(arrays, kept, fetched, strict=True):
-            np.testing.assert_array_equal(tensor.numpy(), array)
-            np.testing.assert_array_equal(found, array.astype(np.float32) + 1)
-    decoded = [stored(encode(photo(320 + 16 * seed, 240), "JPEG")) for seed in range(4)]
-    resize = GpuResize(["cuda"], SPEC, POLICY)
-    before = Event.waited
-    for each, found in zip(decoded, resize.fit(decoded), strict=True):
-        assert np.abs(found.astype(int) - fit(each, SPEC, POLICY)).mean() <= 0.3
-    assert Event.waited == before + 1  # for all sizes together
