@@ -248,7 +248,7 @@ def finish(
     report: IngestReport, failures: Path | None, *, as_json: bool, stopped: IngestStopped | None = None
 ) -> None:
     """Print what was done; leave with exit code 1 where some failed or the job was stopped."""
-    _say(report, as_json)
+    _say(report, as_json, stopped)
     list_failures(report.failed)
     if failures:
         report.failed.to_parquet(failures)
@@ -302,11 +302,13 @@ def progress_shown(verb: str, total: int | None) -> Generator[Callable[[IngestRe
         yield show
 
 
-def _say(report: IngestReport, as_json: bool) -> None:
+def _say(report: IngestReport, as_json: bool, stopped: IngestStopped | None) -> None:
+    """Print the report; in JSON `stopped` is why the job did not come to its end, null where it did."""
     if as_json:
         names = ("seen", "skipped", "embedded", "linked", "written", "retries", "seconds")
         facts = {name: getattr(report, name) for name in names}
-        click.echo(json.dumps(facts | {"failed": len(report.failed)}, indent=1))
+        facts |= {"failed": len(report.failed), "stopped": str(stopped) if stopped else None}
+        click.echo(json.dumps(facts, indent=1))
     else:
         click.echo(str(report))
 

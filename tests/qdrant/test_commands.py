@@ -51,6 +51,7 @@ def test_from_photos_to_answers(pictures: Path, tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     assert re.match(r"8 seen, 0 skipped, 8 written, 0 failed, 0 retries, ", first.stdout)
     again = run("ingest", pictures, "--to", store, "--json")
+    assert json.loads(again.stdout)["stopped"] is None
     assert json.loads(again.stdout)["skipped"] == 8
     page = tmp_path / "red.html"
     found = run("search", store, "something red", "-k", "2", "--html", page)
@@ -130,7 +131,9 @@ def test_copy(pictures: Path, tmp_path: Path) -> None:
         to = ("--to", wire.url, "--collection", "photos")
         wire.faults.append(Fault("full"))
         stopped = run("copy", store, *to, "--json")
-        assert (stopped.exit_code, json.loads(stopped.stdout)["written"]) == (1, 0)
+        report = json.loads(stopped.stdout)
+        assert (stopped.exit_code, report["written"]) == (1, 0)
+        assert "free space on the server" in report["stopped"]
         assert "free space on the server" in stopped.stderr
         wire.faults[:] = [Fault("poison", poison="below/green.png")]
         refused = run("copy", store, *to, "--failures", tmp_path / "f.parquet")
